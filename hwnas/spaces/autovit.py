@@ -1,0 +1,189 @@
+"""The hybrid spaces of AutoViT, Table 1: a stem, MBConv stages, MobileViT stages, an MBPool head.
+
+Where the paper is silent, these choices bring all three parameter ranges out (counted at 1000
+classes and 256x256, the paper's setting; ``hwnas spaces`` prints what comes out):
+
+- Channels. A transformer stage's *width* is its hidden dimension d (section 3.2). The channels C
+  around it are the width of the stage before, as in MobileViT (48, 64, 80 around 64, 80, 96), so
+  that d > C is the rule that width grows.
+- Resolution. The stem halves it, the second and third MBConv stages halve it, the first
+  transformer stage keeps it (32x32), the second and third halve it, the fourth keeps it (8x8). An
+  MBConv leads into every transformer stage after the first. A side that is odd is rounded up.
+- Patches are 2x2 where the map's side is even, 1x1 (plain attention over all pixels) otherwise.
+- Convolutions are 3x3; the one that fuses a stage's input with its output is 1x1. MBConv keeps its
+  expanding 1x1 convolution at expansion 1. Activations are SiLU throughout.
+- A head of attention has 8 channels in XXS and XS, 32 in S: 16 in all three, the nearest round
+  number, misses the ranges of all three.
+- MBPool expands to 6 C channels, pools, and maps them to the classes: its 1000 features are the
+  1000 logits. One more 1000x1000 classifier behind it would by itself take 1 M of XXS's 1.8 M.
+
+Table 3 of the paper lists winners whose widths are not in Table 1; Table 1 binds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from hwnas.errors import SpaceError
+from hwnas.spaces._block import Block, reduced
+from hwnas.spaces._space import Codes, Mask, Part, Space, Stage
+
+_KERNEL = 3
+_SLOTS = tuple[tuple[str, Block], ...]
+
+
+class AutoViTSpace(Space):
+    """The hybrid family. ``fields`` are those of a space file (see ``hwnas/spaces/*.toml``)."""
+
+    def __init__(self, fields: Mapping[str, Any]):
+        mbconv, transformer = fields["mbconv"], fields["transformer"]
+        stages = [Stage("stem", _ascending("stem.width", fields["stem"]["width"]))]
+        for i, f in enumerate(mbconv, 1):
+            stages.append(Stage(f"mbconv{i}", _ascending("width", f["width"]), _depths(f["depth"])))
+        for i, f in enumerate(transformer, 1):
+            layer = tuple((name, _ascending(name, f[name])) for name in ("heads", "ratio"))
+            width, depth = _ascending("width", f["width"]), _depths(f["depth"])
+            stages.append(
+                Stage(f"transformer{i}", width, depth, layer, bool(f.get("optional", False)))
+            )
+        if any(stage.optional for stage in stages[:-1]):
+            raise SpaceError("only the last transformer stage of a space may be optional")
+        low, high = fields["params"]
+        super().__init__(fields["id"], tuple(stages), (int(low), int(high)))
+        self._strides = [int(f.get("stride", 1)) for f in (fields["stem"], *mbconv, *transformer)]
+        self._num_mbconv = len(mbconv)
+        self._expansion = int(fields["expansion"])
+        self._pool_expansion = int(fields["pool_expansion"])
+        self._head_dim = int(fields["head_dim"])
+
+    def follows_rule(self, codes: Codes) -> Mask:
+        """Widths grow from stage to stage; the first MBConv stage may be as wide as the stem."""
+        widths = [
+            np.array(s.width)[codes[:, self.column(i, "width")]] for i, s in enumerate(self.stages)
+        ]
+        present = self._present(codes)
+        grows = widths[0] <= widths[1]
+        for i, (before, after) in enumerate(pairwise(widths[1:]), 2):
+            grows &= (before < after) | ~present[:, i]
+        return grows
+
+    def silent_choices(self) -> dict[str, str]:
+        """What Table 1 leaves open, for ``hwnas spaces``."""
+        names = [stage.name for stage in self.stages]
+        halving = [n for n, s in zip(names, self._strides, strict=True) if s == 2]
+        return {
+            "halve the resolution": ", ".join(halving),
+            "channels around a transformer": "the width of the stage before",
+            "head dimension": str(self._head_dim),
+            "kernels": "3x3; the fusing convolution 1x1",
+            "patches": "2x2, or 1x1 where the side is odd",
+            "activation": "SiLU",
+        }
+
+    def parts(self, image_size: int, num_classes: int) -> tuple[Part, ...]:
+        """Stem, MBConv layers, transformer stages and head, each by the columns it depends on."""
+        if image_size < 1 or num_classes < 1:
+            raise SpaceError(f"no network for {image_size}-pixel images and {num_classes} classes")
+        parts = [self._stem(image_size)]
+        res = reduced(image_size, self._strides[0])
+        first = self._num_mbconv + 1
+        for i in range(1, len(self.stages)):
+            stride = self._strides[i]
+            if i < first:
+                parts += self._mbconv_stage(i, res, stride)
+            else:
+                parts += self._transformer_stage(i, res, stride, leads=i > first)
+            res = reduced(res, stride)
+        return (*parts, self._head(res, num_classes))
+
+    def _stem(self, image_size: int) -> Part:
+        def expand(width: int) -> _SLOTS:
+            sizes = {"in": 3, "out": width, "kernel": _KERNEL, "stride": self._strides[0]}
+            return (("stem", Block.of("conv", **sizes, res=image_size)),)
+
+        return Part((self.column(0, "width"),), expand)
+
+    def _mbconv_stage(self, stage: int, res: int, stride: int) -> list[Part]:
+        name, width = self.stages[stage].name, self.column(stage, "width")
+
+        def lead(before: int, after: int) -> _SLOTS:
+            return ((f"{name}_0", self._mbconv(before, after, stride, res)),)
+
+        parts = [Part((self.column(stage - 1, "width"), width), lead)]
+        for layer in range(1, max(self.stages[stage].depth)):
+
+            def expand(width: int, depth: int, layer: int = layer) -> _SLOTS:
+                block = self._mbconv(width, width, 1, reduced(res, stride))
+                return ((f"{name}_{layer}", block),) if layer < depth else ()
+
+            parts.append(Part((width, self.column(stage, "depth")), expand))
+        return parts
+
+    def _mbconv(self, before: int, after: int, stride: int, res: int) -> Block:
+        sizes = {"in": before, "out": after, "expand": self._expansion, "kernel": _KERNEL}
+        return Block.of("mbconv", **sizes, stride=stride, res=res)
+
+    def _transformer_stage(self, stage: int, res: int, stride: int, leads: bool) -> list[Part]:
+        spec, own = self.stages[stage], self.column(stage, "width")
+        channels, name = self.column(stage - 1, "width"), spec.name
+        present = (self.column(stage, "present"),) if spec.optional else ()
+        after = reduced(res, stride)
+        patch = 2 if after % 2 == 0 else 1
+        pixels, tokens = patch**2, (after // patch) ** 2
+
+        def lead(c_before: int, c: int, here: int = 1) -> _SLOTS:
+            return ((f"{name}_lead", self._mbconv(c_before, c, stride, res)),) if here else ()
+
+        def shell(c: int, d: int, here: int = 1) -> _SLOTS:
+            block = Block.of("hybrid", c=c, d=d, kernel=_KERNEL, patch=patch, res=after)
+            return ((name, block),) if here else ()
+
+        parts = []
+        if leads:
+            parts.append(Part((self.column(stage - 2, "width"), channels, *present), lead))
+        parts.append(Part((channels, own, *present), shell))
+        for layer in range(max(spec.depth)):
+
+            def expand(
+                d: int, depth: int, heads: int, ratio: float, here: int = 1, layer: int = layer
+            ) -> _SLOTS:
+                if not here or layer >= depth:
+                    return ()
+                block = Block.of(
+                    "vit_layer", d=d, heads=heads, head_dim=self._head_dim, ratio=ratio,
+                    pixels=pixels, tokens=tokens,
+                )  # fmt: skip
+                return ((f"{name}_{layer}", block),)
+
+            choices = [self.column(stage, n, layer) for n, _ in spec.per_layer]
+            parts.append(Part((own, self.column(stage, "depth"), *choices, *present), expand))
+        return parts
+
+    def _head(self, res: int, num_classes: int) -> Part:
+        def block(c: int) -> _SLOTS:
+            sizes = {"in": c, "expand": self._pool_expansion, "features": num_classes}
+            return (("head", Block.of("mbpool", **sizes, res=res)),)
+
+        last = len(self.stages) - 1
+        if not self.stages[last].optional:
+            return Part((self.column(last - 1, "width"),), block)
+        columns = [self.column(last - 2, "width"), self.column(last - 1, "width")]
+
+        def expand(c_without: int, c_with: int, here: int) -> _SLOTS:
+            return block(c_with if here else c_without)
+
+        return Part((*columns, self.column(last, "present")), expand)
+
+
+def _ascending(name: str, values: Sequence[float]) -> tuple[Any, ...]:
+    if not values or list(values) != sorted(set(values)) or values[0] <= 0:
+        raise SpaceError(f"{name} must be a list of ascending positive numbers; got {values}")
+    return tuple(values)
+
+
+def _depths(values: Sequence[int]) -> tuple[int, ...]:
+    return _ascending("depth", values)
