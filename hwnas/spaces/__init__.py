@@ -35,7 +35,8 @@ def load_space(name: str) -> Space:
     Raises ``UsageError`` for an unknown name, ``SpaceError`` for a file that does not define one.
     """
     if name in SPACES:
-        return parse_space(resources.files(__package__).joinpath(f"{name}.toml").read_text(), name)
+        file = resources.files(__package__).joinpath(f"{name}.toml")
+        return parse_space(file.read_text(encoding="utf-8"), name)
     if not name.endswith(".toml"):
         hint = "; a space of your own is a file that ends in .toml"
         raise UsageError(unknown_name("space", name, SPACES) + hint)
@@ -59,9 +60,9 @@ def parse_space(text: str, source: str) -> Space:
         fields = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise SpaceError(f"{source} is not TOML: {error}") from error
-    family = fields.get("family", "")
+    family = str(fields.get("family", ""))
     if family not in FAMILIES:
-        raise SpaceError(f"{source}: {unknown_name('family', str(family), FAMILIES)}")
+        raise SpaceError(f"{source}: {unknown_name('family', family, FAMILIES)}")
     try:
         space = FAMILIES[family](fields)
     except KeyError as error:

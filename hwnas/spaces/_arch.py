@@ -53,6 +53,7 @@ def _choices(stage: object, choices: object) -> tuple[tuple[str, Value], ...]:
 
 def _value(stage: object, name: object, value: object) -> Value:
     items = value if isinstance(value, list) else [value]
-    if not all(isinstance(v, int | float) and not isinstance(v, bool) for v in items):
+    numbers = tuple(v for v in items if isinstance(v, int | float) and not isinstance(v, bool))
+    if len(numbers) < len(items):
         raise SpaceError(f"{stage}.{name} of the architecture is {value!r}, not a number or a list")
-    return tuple(items) if isinstance(value, list) else items[0]
+    return numbers if isinstance(value, list) else numbers[0]

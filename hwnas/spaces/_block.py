@@ -51,12 +51,17 @@ class Block:
             raise SpaceError(f"{key!r} is not a block key: expected kind/name=number/…") from None
         if kind not in COSTS:
             raise SpaceError(unknown_name("block kind", kind, COSTS))
-        return cls(kind, sizes)
+        block = cls(kind, sizes)
+        try:
+            block.cost  # noqa: B018  needs every size of the kind
+        except (KeyError, ValueError, ArithmeticError) as error:
+            raise SpaceError(f"{key!r} is no {kind}: {error} is missing or odd") from None
+        return block
 
     @cached_property
     def key(self) -> str:
         """The stable text form, used in tables and messages."""
-        return "/".join([self.kind, *(f"{name}={value:g}" for name, value in self.sizes)])
+        return "/".join([self.kind, *(f"{name}={_number(value)}" for name, value in self.sizes)])
 
     @cached_property
     def _by_name(self) -> dict[str, float]:
@@ -76,8 +81,8 @@ class Block:
         return COSTS[self.kind](self)
 
 
-def _number(text: str) -> float:
-    value = float(text)
+def _number(number: str | float) -> float:
+    value = float(number)
     return int(value) if value.is_integer() else value
 
 

@@ -8,6 +8,7 @@ codes; ``Arch`` is for people and files.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -30,6 +31,7 @@ Accept: TypeAlias = Callable[[Codes], Mask]
 REFERENCE_IMAGE_SIZE = 256
 REFERENCE_NUM_CLASSES = 1000
 _MAX_DRAWS = 4_000_000
+_MAX_BATCH = 65_536
 _MAX_RETRIES = 100
 
 
@@ -215,7 +217,7 @@ class Space(ABC):
     def num_archs(self) -> int:
         """How many architectures obey the rule, before the parameter range."""
         layers = [
-            sum(int(np.prod([len(v) for _, v in s.per_layer], dtype=object)) ** d for d in s.depth)
+            sum(math.prod(len(v) for _, v in s.per_layer) ** d for d in s.depth)
             for s in self.stages
         ]
         outer = [i for i, c in enumerate(self.columns) if c.name in ("present", "width")]
@@ -225,23 +227,24 @@ class Space(ABC):
             row[0, outer] = indices
             present = self._present(row)[0]
             if (self._tidy(row) == row).all() and self.follows_rule(row)[0]:
-                total += int(np.prod([n for n, p in zip(layers, present) if p], dtype=object))
+                total += math.prod(n for n, p in zip(layers, present, strict=True) if p)
         return total
 
     # Drawing and changing.
 
     def sample(self, num: int, rng: np.random.Generator) -> Codes:
         """Draw ``num`` members [num, columns], each choice uniform, non-members thrown away."""
-        found, drawn, kept = 0, 0, []
+        found, drawn, kept = 0, 0, [np.empty((0, len(self.columns)), dtype=np.int8)]
         while found < num:
             if drawn > _MAX_DRAWS and not found:
                 low, high = self.params_range
                 raise SpaceError(
-                    f"no architecture of {self.id} with {low:,} to {high:,} parameters was found in "
-                    f"{drawn:,} draws: widen its range of parameters"
+                    f"no architecture of {self.id} with {low:,} to {high:,} parameters was found "
+                    f"in {drawn:,} draws: widen its range of parameters"
                 )
-            codes = self._tidy(self._draw(max(256, 16 * (num - found)), rng))
-            drawn += len(codes)
+            batch = min(max(256, 16 * (num - found), drawn), _MAX_BATCH)
+            codes = self._tidy(self._draw(batch, rng))
+            drawn += batch
             kept.append(codes[self.members(codes)])
             found += len(kept[-1])
         return np.concatenate(kept)[:num]
@@ -390,7 +393,8 @@ class Space(ABC):
         return codes
 
     def _encode_stage(self, codes: Codes, index: int, choices: dict[str, Value]) -> None:
-        stage, depth = self.stages[index], choices.get("depth", self.stages[index].depth[0])
+        stage = self.stages[index]
+        depth = choices.get("depth", stage.depth[0] if len(stage.depth) == 1 else None)
         known = {"width", "depth", *(name for name, _ in stage.per_layer)}
         if unknown := set(choices) - known:
             raise SpaceError(f"stage {stage.name!r} of {self.id} has no choice {min(unknown)!r}")
@@ -408,7 +412,7 @@ class Space(ABC):
             if value not in column.values:
                 expected = ", ".join(f"{v:g}" for v in column.values)
                 raise SpaceError(f"{where} is {value}; {self.id} has {expected}")
-            codes[j] = column.values.index(value)  # type: ignore[arg-type]
+            codes[j] = column.values.index(value)
 
 
 def _columns(stages: Iterable[Stage]) -> Iterable[Column]:

@@ -22,43 +22,60 @@ Table 3 of the paper lists winners whose widths are not in Table 1; Table 1 bind
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
-from hwnas.errors import SpaceError
+from hwnas.errors import SpaceError, unknown_name
 from hwnas.spaces._block import Block, reduced
 from hwnas.spaces._space import Codes, Mask, Part, Space, Stage
 
 _KERNEL = 3
 _SLOTS = tuple[tuple[str, Block], ...]
+_FIELDS = (
+    "family", "id", "params", "expansion", "pool_expansion", "head_dim",
+    "stem", "mbconv", "transformer",
+)  # fmt: skip
+_MAX_CHOICES = np.iinfo(np.int8).max
 
 
 class AutoViTSpace(Space):
     """The hybrid family. ``fields`` are those of a space file (see ``hwnas/spaces/*.toml``)."""
 
     def __init__(self, fields: Mapping[str, Any]):
-        mbconv, transformer = fields["mbconv"], fields["transformer"]
-        stages = [Stage("stem", _ascending("stem.width", fields["stem"]["width"]))]
-        for i, f in enumerate(mbconv, 1):
-            stages.append(Stage(f"mbconv{i}", _ascending("width", f["width"]), _depths(f["depth"])))
-        for i, f in enumerate(transformer, 1):
-            layer = tuple((name, _ascending(name, f[name])) for name in ("heads", "ratio"))
-            width, depth = _ascending("width", f["width"]), _depths(f["depth"])
-            stages.append(
-                Stage(f"transformer{i}", width, depth, layer, bool(f.get("optional", False)))
-            )
-        if any(stage.optional for stage in stages[:-1]):
-            raise SpaceError("only the last transformer stage of a space may be optional")
-        low, high = fields["params"]
-        super().__init__(fields["id"], tuple(stages), (int(low), int(high)))
-        self._strides = [int(f.get("stride", 1)) for f in (fields["stem"], *mbconv, *transformer)]
+        """Read ``fields``. Raises ``SpaceError`` for one that is off, ``KeyError`` if missing."""
+        _known("the space", fields, _FIELDS)
+        stem, mbconv, transformer = fields["stem"], fields["mbconv"], fields["transformer"]
+        stages = [_stage("stem", stem)]
+        stages += [_stage(f"mbconv{i}", f, "depth") for i, f in enumerate(mbconv, 1)]
+        stages += [_transformer(f"transformer{i}", f) for i, f in enumerate(transformer, 1)]
+        low, high = (_whole("params", value) for value in fields["params"])
+        if not isinstance(fields["id"], str):
+            raise SpaceError(f"id must be a text; got {fields['id']!r}")
+        super().__init__(fields["id"], tuple(stages), (low, high))
+        tables = (stem, *mbconv, *transformer)
+        self._strides = [_whole("stride", table.get("stride", 1)) for table in tables]
         self._num_mbconv = len(mbconv)
-        self._expansion = int(fields["expansion"])
-        self._pool_expansion = int(fields["pool_expansion"])
-        self._head_dim = int(fields["head_dim"])
+        self._expansion = _whole("expansion", fields["expansion"])
+        self._pool_expansion = _whole("pool_expansion", fields["pool_expansion"])
+        self._head_dim = _whole("head_dim", fields["head_dim"])
+        self._refuse_unbuildable()
+
+    def _refuse_unbuildable(self) -> None:
+        first = self._num_mbconv + 1
+        optional = [stage.optional for stage in self.stages]
+        if any(optional[:-1]):
+            raise SpaceError("only the last transformer stage of a space may be optional")
+        if all(optional[first:]):
+            raise SpaceError("a space needs a transformer stage that is not optional")
+        if self._strides[first] != 1:
+            raise SpaceError("the first transformer stage must have stride 1: no MBConv leads in")
+        if optional[-1] and self._strides[-1] != 1:
+            raise SpaceError("an optional stage must have stride 1: the head has one resolution")
 
     def follows_rule(self, codes: Codes) -> Mask:
         """Widths grow from stage to stage; the first MBConv stage may be as wide as the stem."""
@@ -133,7 +150,6 @@ class AutoViTSpace(Space):
         present = (self.column(stage, "present"),) if spec.optional else ()
         after = reduced(res, stride)
         patch = 2 if after % 2 == 0 else 1
-        pixels, tokens = patch**2, (after // patch) ** 2
 
         def lead(c_before: int, c: int, here: int = 1) -> _SLOTS:
             return ((f"{name}_lead", self._mbconv(c_before, c, stride, res)),) if here else ()
@@ -146,22 +162,24 @@ class AutoViTSpace(Space):
         if leads:
             parts.append(Part((self.column(stage - 2, "width"), channels, *present), lead))
         parts.append(Part((channels, own, *present), shell))
-        for layer in range(max(spec.depth)):
+        grid = {"pixels": patch**2, "tokens": (after // patch) ** 2}
+        return parts + [self._vit_layer(stage, i, grid) for i in range(max(spec.depth))]
 
-            def expand(
-                d: int, depth: int, heads: int, ratio: float, here: int = 1, layer: int = layer
-            ) -> _SLOTS:
-                if not here or layer >= depth:
-                    return ()
-                block = Block.of(
-                    "vit_layer", d=d, heads=heads, head_dim=self._head_dim, ratio=ratio,
-                    pixels=pixels, tokens=tokens,
-                )  # fmt: skip
-                return ((f"{name}_{layer}", block),)
+    def _vit_layer(self, stage: int, layer: int, grid: Mapping[str, int]) -> Part:
+        spec, head_dim = self.stages[stage], self._head_dim
 
-            choices = [self.column(stage, n, layer) for n, _ in spec.per_layer]
-            parts.append(Part((own, self.column(stage, "depth"), *choices, *present), expand))
-        return parts
+        def expand(d: int, depth: int, heads: int, ratio: float, here: int = 1) -> _SLOTS:
+            if not here or layer >= depth:
+                return ()
+            sizes = {"d": d, "heads": heads, "head_dim": head_dim, "ratio": ratio, **grid}
+            block = Block.of("vit_layer", **sizes)
+            return ((f"{spec.name}_{layer}", block),)
+
+        columns = [self.column(stage, name) for name in ("width", "depth")]
+        columns += [self.column(stage, name, layer) for name, _ in spec.per_layer]
+        if spec.optional:
+            columns.append(self.column(stage, "present"))
+        return Part(tuple(columns), expand)
 
     def _head(self, res: int, num_classes: int) -> Part:
         def block(c: int) -> _SLOTS:
@@ -179,11 +197,38 @@ class AutoViTSpace(Space):
         return Part((*columns, self.column(last, "present")), expand)
 
 
-def _ascending(name: str, values: Sequence[float]) -> tuple[Any, ...]:
-    if not values or list(values) != sorted(set(values)) or values[0] <= 0:
-        raise SpaceError(f"{name} must be a list of ascending positive numbers; got {values}")
+def _stage(name: str, fields: Mapping[str, Any], *choices: str) -> Stage:
+    _known(name, fields, ("width", "stride", *choices))
+    depth = _ascending(f"{name}.depth", fields["depth"]) if "depth" in choices else (1,)
+    return Stage(name, _ascending(f"{name}.width", fields["width"]), depth)
+
+
+def _transformer(name: str, fields: Mapping[str, Any]) -> Stage:
+    stage = _stage(name, fields, "depth", "heads", "ratio", "optional")
+    heads = _ascending(f"{name}.heads", fields["heads"])
+    ratio = _ascending(f"{name}.ratio", fields["ratio"], of=int | float)
+    optional = fields.get("optional", False)
+    if not isinstance(optional, bool):
+        raise SpaceError(f"{name}.optional must be true or false; got {optional!r}")
+    return replace(stage, per_layer=(("heads", heads), ("ratio", ratio)), optional=optional)
+
+
+def _known(where: str, fields: Mapping[str, Any], names: Sequence[str]) -> None:
+    if unknown := set(fields) - set(names):
+        raise SpaceError(unknown_name(f"field of {where}", min(unknown), names))
+
+
+def _whole(name: str, value: object) -> int:
+    if not isinstance(value, int) or value < 1:
+        raise SpaceError(f"{name} must be a positive whole number; got {value!r}")
+    return value
+
+
+def _ascending(name: str, values: Sequence[Any], *, of: Any = int) -> tuple[Any, ...]:
+    numbers = isinstance(values, list) and all(isinstance(v, of) for v in values)
+    if not numbers or not all(0 < v < math.inf for v in values) or not values:
+        kind = "whole numbers" if of is int else "numbers"
+        raise SpaceError(f"{name} must be a list of positive {kind}; got {values!r}")
+    if values != sorted(set(values)) or len(values) > _MAX_CHOICES:
+        raise SpaceError(f"{name} must ascend, with at most {_MAX_CHOICES} values; got {values!r}")
     return tuple(values)
-
-
-def _depths(values: Sequence[int]) -> tuple[int, ...]:
-    return _ascending("depth", values)

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from hwnas.errors import DataError
 from hwnas.spaces import Arch, Codes
 from hwnas.supernet._supernet import Supernet
 
@@ -17,7 +18,8 @@ def recalibrate(network: nn.Module, batches: Iterable[Tensor]) -> None:
 
     In a supernet the running statistics mix those of every subnet that was sampled, and are right
     for none; an extracted network must be recalibrated before it is evaluated. The statistics are
-    the plain average over ``batches``; everything else stays in its mode.
+    the plain average over ``batches``; everything else stays in its mode. Raises ``DataError``
+    where there are no batches.
     """
     norms = [m for m in network.modules() if isinstance(m, nn.BatchNorm2d)]
     momenta, modes = [m.momentum for m in norms], {m: m.training for m in network.modules()}
@@ -26,19 +28,20 @@ def recalibrate(network: nn.Module, batches: Iterable[Tensor]) -> None:
         norm.reset_running_stats()
         norm.momentum = None  # a cumulative average
         norm.train()
+    seen = 0
     try:
-        for images in batches:
+        for seen, images in enumerate(batches, 1):  # noqa: B007
             network(images)
     finally:
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
         for module, mode in modes.items():
             module.training = mode
+    if not seen:
+        raise DataError("recalibrating BatchNorm needs at least one batch of training images")
 
 
-def recalibrate_subnet(
-    supernet: Supernet, arch: Arch | Codes, batches: Iterable[Tensor]
-) -> None:
+def recalibrate_subnet(supernet: Supernet, arch: Arch | Codes, batches: Iterable[Tensor]) -> None:
     """Recalibrate the slices of the supernet's BatchNorm statistics that ``arch`` runs with."""
     subnet = supernet.extract(arch)
     recalibrate(subnet, batches)

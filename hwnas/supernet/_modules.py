@@ -1,4 +1,4 @@
-"""The plain modules of each block kind. The supernet's elastic layers are these with sliced weights.
+"""The plain modules of each block kind; with sliced weights they are the supernet's elastic layers.
 
 Every weight is laid out so that a smaller block's weight is the *leading slice* of a larger one's
 along each dimension; only a convolution over concatenated maps (``ConcatConv2d``) takes the leading
@@ -45,7 +45,7 @@ class Conv(ConvNorm):
 
 
 class MBConv(nn.Module):
-    """Inverted residual of MobileNetV2: expand, depthwise, project; a shortcut where shapes agree."""
+    """Inverted residual of MobileNetV2: expand, depthwise, project; shortcut where shapes agree."""
 
     def __init__(self, b: Block):
         super().__init__()

@@ -55,7 +55,7 @@ def build(
 ) -> Network:
     """The plain network of ``blocks``; children are named after ``slots``, or block0, block1, ….
 
-    With ``seed`` its initial weights are the same each time, and torch's own generator is untouched.
+    With ``seed`` its initial weights are the same each time, and torch's generator is untouched.
     """
     names = slots if slots is not None else [f"block{i}" for i in range(len(blocks))]
     with torch.random.fork_rng(devices=[], enabled=seed is not None):

@@ -25,16 +25,13 @@ class Supernet(nn.Module):
     ``image_size`` (pixels) and ``num_classes`` fix the blocks an architecture expands into.
     """
 
-    def __init__(
-        self, space: Space, *, image_size: int, num_classes: int, seed: int | None = None
-    ):
+    def __init__(self, space: Space, *, image_size: int, num_classes: int, seed: int | None = None):
         super().__init__()
         self.space = space
         self.image_size = image_size
         self.num_classes = num_classes
         slots, blocks = zip(*self.layout(space.largest), strict=True)
         self.net = build(blocks, slots, seed=seed)
-        self._tensors = {**dict(self.net.named_parameters()), **dict(self.net.named_buffers())}
         self._num_maps = {
             f"{name}.weight": m.num_maps
             for name, m in self.net.named_modules()
@@ -92,9 +89,10 @@ class Supernet(nn.Module):
         return self._pieces[slot, block]
 
     def _weights(self, layout: tuple[tuple[str, Block], ...]) -> Iterator[tuple[str, Tensor]]:
+        tensors = self.net.state_dict(keep_vars=True)  # anew: ``.to()`` replaces the buffers
         for slot, block in layout:
             for name, shape in self._piece(slot, block)[1].items():
-                yield name, leading_slice(self._tensors[name], shape, self._num_maps.get(name, 1))
+                yield name, leading_slice(tensors[name], shape, self._num_maps.get(name, 1))
 
 
 def leading_slice(tensor: Tensor, shape: torch.Size, num_maps: int = 1) -> Tensor:
@@ -106,7 +104,7 @@ def leading_slice(tensor: Tensor, shape: torch.Size, num_maps: int = 1) -> Tenso
     if tensor.shape == shape:
         return tensor
     if num_maps > 1:
-        runs = tensor.unflatten(1, (num_maps, -1))
+        runs = tensor.reshape(len(tensor), num_maps, -1, *tensor.shape[2:])
         return runs[: shape[0], :, : shape[1] // num_maps].flatten(1, 2)
     for dim, size in enumerate(shape):
         if size != tensor.shape[dim]:

@@ -1,0 +1,48 @@
+"""Recipe: how long and how hard a supernet is trained. No torch in here."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from hwnas.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The settings of a training run. Raises ``UsageError`` for one that cannot be meant.
+
+    The learning rate rises linearly over ``warmup_epochs`` to ``learning_rate`` and falls to zero
+    along a cosine. ``seed`` determines initial weights, sampled architectures, order of the images
+    and their augmentation.
+    """
+
+    epochs: int
+    batch_size: int
+    learning_rate: float
+    weight_decay: float
+    warmup_epochs: int
+    label_smoothing: float
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        positive = {"epochs": self.epochs, "batch_size": self.batch_size}
+        for name, value in positive.items():
+            if value < 1:
+                raise UsageError(f"{name} must be at least 1; got {value}")
+        if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
+            raise UsageError(f"learning_rate must be above 0; got {self.learning_rate}")
+        if not 0 <= self.warmup_epochs <= self.epochs:
+            raise UsageError(
+                f"warmup_epochs must be 0 to {self.epochs}, the epochs; got {self.warmup_epochs}"
+            )
+        if self.seed < 0:
+            raise UsageError(f"seed must be 0 or more; got {self.seed}")
+
+    def learning_rate_at(self, progress_epochs: float) -> float:
+        """The learning rate after ``progress_epochs`` epochs, a real number in [0, epochs]."""
+        if progress_epochs < self.warmup_epochs:
+            return self.learning_rate * progress_epochs / self.warmup_epochs
+        rest = self.epochs - self.warmup_epochs
+        done = (progress_epochs - self.warmup_epochs) / rest if rest else 1.0
+        return self.learning_rate * (1 + math.cos(math.pi * done)) / 2

@@ -1,0 +1,26 @@
+"""Latency lookup tables: what each block costs on a device, and how well that is known."""
+
+from hwnas.luts._profile import (
+    NUM_HELD_OUT,
+    Conditions,
+    measurements_path,
+    profile,
+)
+from hwnas.luts._quality import Quality, assess
+from hwnas.luts._table import Entry, LatencyTable, Prediction, Reference
+from hwnas.luts._timing import Batch, time_batch
+
+__all__ = [
+    "NUM_HELD_OUT",
+    "Batch",
+    "Conditions",
+    "Entry",
+    "LatencyTable",
+    "Prediction",
+    "Quality",
+    "Reference",
+    "assess",
+    "measurements_path",
+    "profile",
+    "time_batch",
+]

@@ -1,0 +1,109 @@
+"""Timing networks beside a reference: what survives on a machine that is never quiet.
+
+Absolute times drift by a fifth within minutes, but alike for everything that runs in the same
+second. So each batch holds the reference network twice; a network's latency is its paired ratio to
+the reference in the same rounds, and the two references held against each other (A/A) say what the
+device can resolve.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from hwnas.devices import Agent, Artifact, Measurement, Plan
+from hwnas.errors import DeviceError
+from hwnas.spaces import Block
+
+if TYPE_CHECKING:
+    from hwnas.profilers import Runtime
+    from hwnas.supernet import Network
+
+REFERENCES = ("reference-a", "reference-b")
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Raw samples of one batch: the references and the networks, by artifact id."""
+
+    samples_ms: dict[str, tuple[float, ...]]
+    failed: dict[str, str]
+
+    def ratio(self, artifact_id: str) -> float:
+        """Latency relative to the reference, paired round by round (Hodges-Lehmann of the logs)."""
+        difference = np.log(self.samples_ms[artifact_id]) - self._log_reference()
+        return float(np.exp(hodges_lehmann(difference)))
+
+    def reference_ms(self) -> float:
+        """The median latency of the reference in this batch (ms)."""
+        return float(np.exp(np.median(self._log_reference())))
+
+    def a_to_a(self) -> float:
+        """The relative difference between the two references; 0 but for what cannot be resolved."""
+        first, second = (np.log(self.samples_ms[name]) for name in REFERENCES)
+        return float(np.expm1(hodges_lehmann(first - second)))
+
+    def _log_reference(self) -> npt.NDArray[np.float64]:
+        mean: npt.NDArray[np.float64] = np.mean(
+            [np.log(self.samples_ms[name]) for name in REFERENCES], axis=0
+        )
+        return mean
+
+    def to_json(self) -> dict[str, Any]:
+        """The raw samples, rounded to 10 ns."""
+        samples = {n: [round(v, 5) for v in s] for n, s in self.samples_ms.items()}
+        return {"samples_ms": samples, "failed": self.failed}
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> Batch:
+        """Read what ``to_json`` wrote."""
+        samples = {n: tuple(map(float, s)) for n, s in value["samples_ms"].items()}
+        if not all(name in samples for name in REFERENCES):
+            raise KeyError(REFERENCES[0])
+        return cls(samples, dict(value["failed"]))
+
+
+def hodges_lehmann(values: npt.NDArray[np.float64]) -> float:
+    """The median of all pairwise means: nearly as efficient as the mean, robust to a heavy tail."""
+    i, j = np.triu_indices(len(values))
+    return float(np.median((values[i] + values[j]) / 2))
+
+
+def time_batch(
+    agent: Agent,
+    runtime: Runtime,
+    networks: Sequence[tuple[str, Sequence[Block] | Network]],
+    reference: Sequence[Block],
+    plan: Plan,
+    *,
+    image_size: int,
+) -> Batch:
+    """Export ``networks`` (id, network) and time them beside ``reference`` in one fresh process.
+
+    Raises ``DeviceError`` where the reference itself cannot be timed.
+    """
+    with tempfile.TemporaryDirectory(prefix="hwnas-") as folder:
+        path = Path(folder) / f"reference{runtime.suffix}"
+        runtime.export(reference, path, image_size=image_size)
+        artifacts = [Artifact(name, path) for name in REFERENCES]
+        for i, (name, network) in enumerate(networks):
+            path = Path(folder) / f"network{i}{runtime.suffix}"
+            runtime.export(network, path, image_size=image_size)
+            artifacts.append(Artifact(name, path))
+        prepared = replace(plan, environment={**plan.environment, **runtime.environment})
+        measurements = agent.measure(artifacts, prepared)
+    return _batch(measurements)
+
+
+def _batch(measurements: Sequence[Measurement]) -> Batch:
+    failed = {m.artifact_id: m.error for m in measurements if m.error}
+    for name in REFERENCES:
+        if name in failed:
+            raise DeviceError(f"the reference network could not be timed: {failed[name]}")
+    return Batch({m.artifact_id: m.samples_ms for m in measurements if not m.error}, failed)

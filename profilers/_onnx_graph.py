@@ -1,0 +1,48 @@
+"""A torch module as an ONNX graph with static shapes: the one call into torch's exporter."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Sequence
+
+import onnx
+import torch
+from torch import Tensor, nn
+
+from hwnas.errors import ExportError
+
+OPSET = 17
+"""The oldest opset in which LayerNormalization is one operator: what most runtimes can read."""
+
+
+def onnx_graph(
+    module: nn.Module,
+    examples: tuple[Tensor, ...],
+    *,
+    input_names: Sequence[str],
+    output_name: str,
+    what: str,
+) -> onnx.ModelProto:
+    """Export ``module`` in evaluation mode at the shapes of ``examples``; BatchNorm is folded.
+
+    torch's TorchScript exporter: a tenth of the time of the one built on torch.export. Raises
+    ``ExportError`` naming ``what`` where torch cannot export it.
+    """
+    file = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "You are using the legacy", DeprecationWarning)
+        warnings.filterwarnings("ignore", "The feature will be removed", DeprecationWarning)
+        try:
+            torch.onnx.export(
+                module.eval(),
+                examples,
+                file,
+                dynamo=False,
+                opset_version=OPSET,
+                input_names=list(input_names),
+                output_names=[output_name],
+            )
+        except (RuntimeError, torch.onnx.errors.OnnxExporterError) as error:
+            raise ExportError(f"cannot export {what} to ONNX: {error}") from error
+    return onnx.load_model_from_string(file.getvalue())
