@@ -1,6 +1,29 @@
 """Devices: their descriptions, and the agents that time networks on them. No torch in here."""
 
 from hwnas.devices._agent import Agent, Artifact, Fingerprint, Measurement, Plan
+from hwnas.devices._descriptions import (
+    DEVICES,
+    DeviceDescription,
+    DeviceState,
+    load_device,
+    require_attached,
+    state,
+)
 from hwnas.devices._local import LocalAgent
+from hwnas.devices._open import open_agent
 
-__all__ = ["Agent", "Artifact", "Fingerprint", "LocalAgent", "Measurement", "Plan"]
+__all__ = [
+    "DEVICES",
+    "Agent",
+    "Artifact",
+    "DeviceDescription",
+    "DeviceState",
+    "Fingerprint",
+    "LocalAgent",
+    "Measurement",
+    "Plan",
+    "load_device",
+    "open_agent",
+    "require_attached",
+    "state",
+]

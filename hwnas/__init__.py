@@ -1,3 +1,3 @@
-"""Hardware-aware architecture search: hybrid vision networks for a latency and a parameter budget."""
+"""Hardware-aware architecture search: vision networks for a latency and a parameter budget."""
 
 __version__ = "0.1.0"

@@ -1,0 +1,14 @@
+"""Runtimes: how a network is written for each of them, and how each is timed. No torch until used."""
+
+from hwnas.profilers._export import FORMATS, ExportReport, Preprocessing, export_network
+from hwnas.profilers._runtime import RUNTIMES, Runtime, load_runtime
+
+__all__ = [
+    "FORMATS",
+    "RUNTIMES",
+    "ExportReport",
+    "Preprocessing",
+    "Runtime",
+    "export_network",
+    "load_runtime",
+]

@@ -1,8 +1,8 @@
 """Whole ONNX models stitched from pieces that were exported once: hundreds of networks in seconds.
 
-A latency table times hundreds of networks made of a few hundred distinct blocks. Exporting every
-network whole takes about a second each; exporting each distinct block once and joining the pieces at
-the level of the protobuf takes milliseconds, and ONNX Runtime optimises the result to the same graph.
+A latency table times hundreds of networks made of a few hundred distinct blocks. Exporting
+each network whole takes about a second; exporting each distinct block once and joining the pieces
+as protobufs takes milliseconds, and ONNX Runtime optimises the result to the same graph.
 """
 
 from __future__ import annotations
@@ -44,14 +44,14 @@ class _Leave(nn.Module):
 
 
 @dataclass(frozen=True)
-class Fragment:
+class _Fragment:
     """A piece of a network as an ONNX graph; its inputs in the order of ``graph.input``."""
 
     graph: onnx.GraphProto
     output_shape: Shape
 
     @classmethod
-    def of(cls, module: nn.Module, shapes: Sequence[Shape], what: str) -> Fragment:
+    def of(cls, module: nn.Module, shapes: Sequence[Shape], what: str) -> _Fragment:
         """Export ``module`` at input ``shapes``. Raises ``ExportError`` naming ``what``."""
         model = onnx_graph(
             module,
@@ -65,21 +65,21 @@ class Fragment:
 
 
 @dataclass
-class Pieces:
+class _Pieces:
     """Fragments in the order in which they run, each with where its inputs come from.
 
     ``sources`` holds, for each input of a fragment, the position of the fragment that makes it.
     """
 
     image_shape: Shape
-    fragments: list[Fragment] = field(default_factory=list)
+    fragments: list[_Fragment] = field(default_factory=list)
     sources: list[tuple[int, ...]] = field(default_factory=list)
 
     def shape(self, position: int) -> Shape:
         """The shape of what the fragment at ``position`` puts out."""
         return self.image_shape if position == _IMAGE else self.fragments[position].output_shape
 
-    def add(self, fragment: Fragment, *sources: int) -> int:
+    def add(self, fragment: _Fragment, *sources: int) -> int:
         """Append ``fragment`` and return its position."""
         self.fragments.append(fragment)
         self.sources.append(sources)
@@ -101,12 +101,8 @@ class Pieces:
             renamed[fragment.graph.output[0].name] = names[position]
             _append(graph, fragment.graph, renamed, f"{position}/")
         float32 = onnx.TensorProto.FLOAT
-        graph.input.append(
-            onnx.helper.make_tensor_value_info("image", float32, self.image_shape)
-        )
-        graph.output.append(
-            onnx.helper.make_tensor_value_info("logits", float32, self.shape(last))
-        )
+        graph.input.append(onnx.helper.make_tensor_value_info("image", float32, self.image_shape))
+        graph.output.append(onnx.helper.make_tensor_value_info("logits", float32, self.shape(last)))
         return model
 
 
@@ -129,14 +125,15 @@ def _append(
 class Composer:
     """Models of ``image_size``-pixel networks with random weights, for timing.
 
-    Pieces are kept from one network to the next, by block and input shape.
+    _Pieces are kept from one network to the next, by block and input shape. A block that comes twice
+    in a network has its weights twice, so that as much memory is read as by a deployed network.
     """
 
     def __init__(self, *, image_size: int, seed: int = 0):
         self._image_shape = (1, 3, image_size, image_size)
         self._seed = seed
         self._modules: dict[Block, nn.Module] = {}
-        self._fragments: dict[tuple[Block, tuple[Shape, ...]], Fragment] = {}
+        self._fragments: dict[tuple[Block, tuple[Shape, ...]], _Fragment] = {}
 
     def compose(self, blocks: Sequence[Block]) -> onnx.ModelProto:
         """The model of ``blocks`` in the order ``Network`` runs them: image in, logits out.
@@ -145,7 +142,7 @@ class Composer:
         """
         if not blocks:
             raise ExportError("cannot compose a network of no blocks: give at least one")
-        pieces = Pieces(self._image_shape)
+        pieces = _Pieces(self._image_shape)
         x, entered = _IMAGE, None
         for block in blocks:
             if entered and block.kind != "vit_layer":
@@ -157,23 +154,24 @@ class Composer:
             self._add(pieces, entered[0], x, entered[1])
         return pieces.stitch()
 
-    def _add(self, pieces: Pieces, block: Block, *sources: int) -> int:
+    def _add(self, pieces: _Pieces, block: Block, *sources: int) -> int:
         shapes = tuple(pieces.shape(source) for source in sources)
         if (block, shapes) not in self._fragments:
-            module = part_of(self._module(block), len(sources))
+            module = _part_of(self.module(block), len(sources))
             what = f"{block.key} with input {' and '.join(map(str, shapes))}"
-            self._fragments[block, shapes] = Fragment.of(module, shapes, what)
+            self._fragments[block, shapes] = _Fragment.of(module, shapes, what)
         return pieces.add(self._fragments[block, shapes], *sources)
 
-    def _module(self, block: Block) -> nn.Module:
+    def module(self, block: Block) -> nn.Module:
+        """The module, in evaluation mode, whose weights every ``block`` of a model has."""
         if block not in self._modules:
             (module,) = build((block,), seed=self._seed).children()
             _vary_vectors(module, self._seed)
-            self._modules[block] = module
+            self._modules[block] = module.eval()
         return self._modules[block]
 
 
-def part_of(module: nn.Module, num_inputs: int) -> nn.Module:
+def _part_of(module: nn.Module, num_inputs: int) -> nn.Module:
     """The part of a block to export: of a hybrid what enters (1 input) or what leaves it (2)."""
     if not isinstance(module, Hybrid):
         return module

@@ -45,13 +45,17 @@ class OnnxRuntime(Runtime):
 
     def export(self, network: Network | Sequence[Block], path: Path, *, image_size: int) -> None:
         """Write an ONNX model; of blocks, each distinct one is exported once and composed."""
+        import torch
+
         from hwnas.profilers._onnx_compose import Composer
+        from hwnas.profilers._onnx_graph import onnx_graph
         from hwnas.supernet import Network
 
         if isinstance(network, Network):
-            from hwnas.profilers._onnx_graph import network_graph
-
-            model = network_graph(network, image_size)
+            image = torch.zeros(1, 3, image_size, image_size)
+            model = onnx_graph(
+                network, (image,), input_names=["image"], output_name="logits", what="the network"
+            )
         else:
             if image_size not in self._composers:
                 self._composers[image_size] = Composer(image_size=image_size)

@@ -41,17 +41,12 @@ class _Menu(click.Group):
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in COMMANDS:
-            return None
-        command: click.Command = import_module(f"{__name__}.{cmd_name}").command
-        return command
-
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        if args[0] not in COMMANDS:
-            ctx.fail(unknown_name("command", args[0], COMMANDS))
-        return super().resolve_command(ctx, args)
+        if cmd_name in COMMANDS:
+            command: click.Command = import_module(f"{__name__}.{cmd_name}").command
+            return command
+        if not ctx.resilient_parsing:  # a shell that completes a word takes no for an answer
+            ctx.fail(unknown_name("command", cmd_name, COMMANDS))
+        return None
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):

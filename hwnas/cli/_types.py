@@ -1,4 +1,4 @@
-"""Quantities on the command line: ``10ms``, ``2M``, ``10m``. A default is given as such text too."""
+"""Quantities on the command line, such as ``10ms``, ``2M``, ``10m``; defaults are such text too."""
 
 from __future__ import annotations
 

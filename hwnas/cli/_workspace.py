@@ -49,7 +49,7 @@ class Workspace:
 
 
 def _file_name(*parts: str) -> str:
-    """One name out of ``parts``; a part that is no safe name is made one, told apart by a digest."""
+    """One name out of ``parts``; what is no safe name is made one, told apart by a digest."""
     return "-".join(_safe(part) for part in parts)
 
 

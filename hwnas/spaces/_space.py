@@ -69,34 +69,43 @@ class Part:
     expand: Callable[..., tuple[tuple[str, Block], ...]]
 
 
+@dataclass(frozen=True)
+class Rule:
+    """A condition on few columns that every member obeys: ``allowed`` takes their values."""
+
+    columns: tuple[int, ...]
+    allowed: Callable[..., bool]
+
+
 class AdditiveCost:
     """A cost that is a sum over blocks, for whole matrices of codes: one look-up a part."""
 
     def __init__(self, space: Space, parts: Sequence[Part], value: Callable[[Block], float]):
-        self._tables: list[tuple[tuple[int, ...], tuple[int, ...], Costs]] = []
+        self.tables: list[tuple[tuple[int, ...], Costs]] = []
+        """For each part its columns, and its cost for every combination of their codes."""
         for part in parts:
             values = [space.columns[c].values for c in part.columns]
-            shape = tuple(len(v) for v in values)
             sums = [sum(value(block) for _, block in part.expand(*v)) for v in product(*values)]
-            strides = tuple(int(np.prod(shape[i + 1 :])) for i in range(len(shape)))
-            self._tables.append((part.columns, strides, np.array(sums, dtype=np.float64)))
+            table = np.array(sums, dtype=np.float64).reshape([len(v) for v in values])
+            self.tables.append((part.columns, table))
 
     def __call__(self, codes: Codes) -> Costs:
         """The cost of each row of ``codes`` [N, columns]; NaN where a block has no value."""
         total = np.zeros(len(codes))
         by_column = np.ascontiguousarray(codes.T).astype(np.intp)
-        for columns, strides, sums in self._tables:
-            index = by_column[columns[0]] * strides[0]
-            for column, stride in zip(columns[1:], strides[1:], strict=True):
-                index += by_column[column] * stride
-            total += sums[index]
+        for columns, table in self.tables:
+            index = by_column[columns[0]].copy()
+            for column, size in zip(columns[1:], table.shape[1:], strict=True):
+                index *= size
+                index += by_column[column]
+            total += table.ravel()[index]
         return total
 
 
 class Space(ABC):
     """A search space: stages of choices, a rule between them, and a range of parameters.
 
-    A family gives ``follows_rule`` and ``parts``; the rest is the same for all.
+    A family gives ``rules`` and ``parts``; the rest is the same for all.
     """
 
     def __init__(self, space_id: str, stages: tuple[Stage, ...], params_range: tuple[int, int]):
@@ -110,8 +119,8 @@ class Space(ABC):
     # What a family defines.
 
     @abstractmethod
-    def follows_rule(self, codes: Codes) -> Mask:
-        """Which rows obey the family's rule between stages, such as growing widths."""
+    def rules(self) -> tuple[Rule, ...]:
+        """What holds between stages, such as growing widths."""
 
     @abstractmethod
     def parts(self, image_size: int, num_classes: int) -> tuple[Part, ...]:
@@ -180,6 +189,23 @@ class Space(ABC):
 
     # Membership.
 
+    @cached_property
+    def rule_tables(self) -> tuple[tuple[tuple[int, ...], Mask], ...]:
+        """For each rule its columns, and whether it allows each combination of their codes."""
+        tables = []
+        for rule in self.rules():
+            values = [self.columns[c].values for c in rule.columns]
+            allowed = np.array([rule.allowed(*v) for v in product(*values)], dtype=bool)
+            tables.append((rule.columns, allowed.reshape([len(v) for v in values])))
+        return tuple(tables)
+
+    def follows_rules(self, codes: Codes) -> Mask:
+        """Which rows of ``codes`` [N, columns] obey every rule."""
+        obeys = np.ones(len(codes), dtype=bool)
+        for columns, allowed in self.rule_tables:
+            obeys &= allowed[tuple(codes[:, c] for c in columns)]
+        return obeys
+
     def members(self, codes: Codes) -> Mask:
         """Which rows are in the space: the rule holds and the parameters are in the range.
 
@@ -187,7 +213,7 @@ class Space(ABC):
         """
         low, high = self.params_range
         params = self.num_params(codes)
-        return self.follows_rule(codes) & (low <= params) & (params <= high)
+        return self.follows_rules(codes) & (low <= params) & (params <= high)
 
     def contains(self, arch: Arch) -> bool:
         """Whether ``arch`` is in the space."""
@@ -199,7 +225,7 @@ class Space(ABC):
     def check(self, arch: Arch) -> Codes:
         """The codes of ``arch``. Raises ``SpaceError`` saying why where it is not a member."""
         codes = self.encode(arch)
-        if not self.follows_rule(codes[None])[0]:
+        if not self.follows_rules(codes[None])[0]:
             raise SpaceError(f"the architecture breaks the rule of {self.id}: widths must grow")
         params, (low, high) = int(self.num_params(codes[None])[0]), self.params_range
         if not low <= params <= high:
@@ -226,7 +252,7 @@ class Space(ABC):
             row = np.zeros((1, len(self.columns)), dtype=np.int8)
             row[0, outer] = indices
             present = self._present(row)[0]
-            if (self._tidy(row) == row).all() and self.follows_rule(row)[0]:
+            if (self.tidy(row) == row).all() and self.follows_rules(row)[0]:
                 total += math.prod(n for n, p in zip(layers, present, strict=True) if p)
         return total
 
@@ -243,7 +269,7 @@ class Space(ABC):
                     f"in {drawn:,} draws: widen its range of parameters"
                 )
             batch = min(max(256, 16 * (num - found), drawn), _MAX_BATCH)
-            codes = self._tidy(self._draw(batch, rng))
+            codes = self.tidy(self._draw(batch, rng))
             drawn += batch
             kept.append(codes[self.members(codes)])
             found += len(kept[-1])
@@ -299,7 +325,7 @@ class Space(ABC):
             if not len(todo):
                 break
             proposed = propose(codes[todo])
-            proposed[:, :width] = self._tidy(proposed[:, :width])
+            proposed[:, :width] = self.tidy(proposed[:, :width])
             good = self.members(proposed[:, :width])
             if accept is not None:
                 good &= accept(proposed[:, :width])
@@ -349,7 +375,8 @@ class Space(ABC):
                 active[:, i] &= column.layer < depth
         return active
 
-    def _tidy(self, codes: Codes) -> Codes:
+    def tidy(self, codes: Codes) -> Codes:
+        """The rows with 0 for every choice that is not in use, so that equal ones are equal."""
         return np.where(self._active(codes), codes, 0).astype(np.int8)
 
     # Between codes and architectures.

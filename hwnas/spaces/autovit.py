@@ -25,14 +25,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from itertools import pairwise
 from typing import Any
-
-import numpy as np
 
 from hwnas.errors import SpaceError, unknown_name
 from hwnas.spaces._block import Block, reduced
-from hwnas.spaces._space import Codes, Mask, Part, Space, Stage
+from hwnas.spaces._space import Part, Rule, Space, Stage
 
 _KERNEL = 3
 _SLOTS = tuple[tuple[str, Block], ...]
@@ -40,7 +37,7 @@ _FIELDS = (
     "family", "id", "params", "expansion", "pool_expansion", "head_dim",
     "stem", "mbconv", "transformer",
 )  # fmt: skip
-_MAX_CHOICES = np.iinfo(np.int8).max
+_MAX_CHOICES = 127  # codes are int8
 
 
 class AutoViTSpace(Space):
@@ -77,16 +74,14 @@ class AutoViTSpace(Space):
         if optional[-1] and self._strides[-1] != 1:
             raise SpaceError("an optional stage must have stride 1: the head has one resolution")
 
-    def follows_rule(self, codes: Codes) -> Mask:
+    def rules(self) -> tuple[Rule, ...]:
         """Widths grow from stage to stage; the first MBConv stage may be as wide as the stem."""
-        widths = [
-            np.array(s.width)[codes[:, self.column(i, "width")]] for i, s in enumerate(self.stages)
-        ]
-        present = self._present(codes)
-        grows = widths[0] <= widths[1]
-        for i, (before, after) in enumerate(pairwise(widths[1:]), 2):
-            grows &= (before < after) | ~present[:, i]
-        return grows
+        width = [self.column(i, "width") for i in range(len(self.stages))]
+        rules = [Rule((width[0], width[1]), lambda stem, first: stem <= first)]
+        for i, stage in enumerate(self.stages[2:], 2):
+            present = (self.column(i, "present"),) if stage.optional else ()
+            rules.append(Rule((width[i - 1], width[i], *present), _grows))
+        return tuple(rules)
 
     def silent_choices(self) -> dict[str, str]:
         """What Table 1 leaves open, for ``hwnas spaces``."""
@@ -222,6 +217,10 @@ def _whole(name: str, value: object) -> int:
     if not isinstance(value, int) or value < 1:
         raise SpaceError(f"{name} must be a positive whole number; got {value!r}")
     return value
+
+
+def _grows(before: int, after: int, present: int = 1) -> bool:
+    return before < after or not present
 
 
 def _ascending(name: str, values: Sequence[Any], *, of: Any = int) -> tuple[Any, ...]:

@@ -28,10 +28,11 @@ def recalibrate(network: nn.Module, batches: Iterable[Tensor]) -> None:
         norm.reset_running_stats()
         norm.momentum = None  # a cumulative average
         norm.train()
-    seen = 0
+    seen = False
     try:
-        for seen, images in enumerate(batches, 1):  # noqa: B007
+        for images in batches:
             network(images)
+            seen = True
     finally:
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum

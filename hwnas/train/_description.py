@@ -10,7 +10,7 @@ import hashlib
 import json
 import platform
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,15 @@ Settings = dict[str, Any]
 
 _SCHEMA = 1
 _NOT_SETTINGS = ("epochs_done", "val_accuracies", "versions")
+
+
+@dataclass(frozen=True)
+class Begun:
+    """A run that has come past its first epoch; its accuracies, by subnet, come at the end."""
+
+    settings: Settings
+    checkpoint: Checkpoint
+    val_accuracies: Mapping[str, float]
 
 
 def description_path(run_dir: Path) -> Path:
@@ -85,10 +94,10 @@ def write_description(
     write_json(description_path(run_dir), {**settings, **progress, "versions": versions})
 
 
-def read_run(run_dir: Path) -> tuple[Settings, Checkpoint | None]:
-    """The settings of a run that was begun, and its checkpoint where its first epoch has ended.
+def read_run(run_dir: Path) -> Begun:
+    """Read a run that has come past its first epoch.
 
-    Raises ``CheckpointError`` where a file is damaged, or they are not of one run.
+    Raises ``CheckpointError`` where a file is missing or damaged, or they are not of one run.
     """
     path = description_path(run_dir)
     description = read_json(path, "run description", CheckpointError)
@@ -98,12 +107,10 @@ def read_run(run_dir: Path) -> tuple[Settings, Checkpoint | None]:
             "remove the folder and train again"
         )
     settings = {name: v for name, v in description.items() if name not in _NOT_SETTINGS}
-    if not weights_path(run_dir).exists():
-        return settings, None
     checkpoint = read_checkpoint(weights_path(run_dir))
     if checkpoint.settings_digest != digest(settings):
         raise CheckpointError(
             f"{path} is not the one that {weights_path(run_dir).name} was trained with: restore "
             "it, or remove the folder and train again"
         )
-    return settings, checkpoint
+    return Begun(settings, checkpoint, description.get("val_accuracies", {}))

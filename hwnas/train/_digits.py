@@ -9,8 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hwnas.train._data import Data, Split
-
-DIGITS = "digits"
+from hwnas.train._recipe import DIGITS
 
 _BRIGHTEST = 16  # pixels are counts from 0 to 16
 _TEST_FRACTION = 0.2

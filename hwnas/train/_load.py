@@ -6,8 +6,9 @@ from pathlib import Path
 
 from hwnas.errors import UsageError
 from hwnas.train._data import Data
-from hwnas.train._digits import DIGITS, load_digits
+from hwnas.train._digits import load_digits
 from hwnas.train._folder import load_folder
+from hwnas.train._recipe import DIGITS
 
 
 def load_data(spec: str, image_size: int, *, seed: int = 0) -> Data:

@@ -13,7 +13,6 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
-import torch
 import torch.nn.functional as F
 from torch.optim import AdamW, Optimizer
 
@@ -21,11 +20,11 @@ from hwnas.errors import CheckpointError, UsageError
 from hwnas.files import append_line
 from hwnas.spaces import Space
 from hwnas.supernet import Supernet
-from hwnas.train._checkpoint import Checkpoint, write_checkpoint
+from hwnas.train._checkpoint import write_checkpoint
 from hwnas.train._data import Data
 from hwnas.train._description import (
+    Begun,
     Settings,
-    description_path,
     digest,
     log_path,
     read_run,
@@ -53,65 +52,55 @@ def train(
     ``UsageError`` where the learning rate makes the loss infinite.
     """
     settings = run_settings(space, data, recipe)
-    checkpoint = _checkpoint_to_resume(run_dir, settings)
+    begun = _begun_before(run_dir, settings)
     supernet = Supernet(
-        space,
-        image_size=data.image_size,
-        num_classes=len(data.class_names),
-        seed=recipe.seed,
+        space, image_size=data.image_size, num_classes=len(data.class_names), seed=recipe.seed
     )
     optimizer = _optimizer(supernet, recipe)
     epochs_done = 0
-    if checkpoint is None:
+    if begun is None:
         write_description(run_dir, settings, epochs_done=0, val_accuracies={})
     else:
-        epochs_done = checkpoint.epochs_done
-        checkpoint.restore_weights(supernet)
-        checkpoint.restore_optimizer(optimizer, supernet)
-        done = "already trained" if epochs_done == recipe.epochs else "resuming"
-        progress(f"{done}: {epochs_done} of {recipe.epochs} epochs are in {run_dir}")
+        epochs_done = begun.checkpoint.epochs_done
+        begun.checkpoint.restore_weights(supernet)
+        begun.checkpoint.restore_optimizer(optimizer, supernet)
+        state = "resuming" if epochs_done < recipe.epochs else "already trained"
+        progress(f"{state}: {epochs_done} of {recipe.epochs} epochs are in {run_dir}")
     for epoch in range(epochs_done, recipe.epochs):
         start_s = time.monotonic()
         loss = _train_epoch(supernet, optimizer, data, recipe, epoch, progress)
-        is_last = epoch + 1 == recipe.epochs
         write_checkpoint(
             weights_path(run_dir),
             supernet,
-            None if is_last else optimizer,
+            optimizer if epoch + 1 < recipe.epochs else None,
             epochs_done=epoch + 1,
             settings_digest=digest(settings),
         )
-        seconds = time.monotonic() - start_s
-        append_line(log_path(run_dir), {"epoch": epoch + 1, "loss": loss, "seconds": seconds})
         write_description(run_dir, settings, epochs_done=epoch + 1, val_accuracies={})
-        progress(f"epoch {epoch + 1}/{recipe.epochs}: loss {loss:.3f}, {seconds:.1f} s")
-    if epochs_done < recipe.epochs:
+        epoch_s = time.monotonic() - start_s
+        append_line(log_path(run_dir), {"epoch": epoch + 1, "loss": loss, "seconds": epoch_s})
+        left_min = epoch_s * (recipe.epochs - epoch - 1) / 60
+        progress(f"epoch {epoch + 1}/{recipe.epochs}: loss {loss:.3f}; {left_min:.1f} min left")
+    if begun is None or not begun.val_accuracies:
         accuracies = _val_accuracies(supernet, data, recipe, progress)
-        write_description(
-            run_dir, settings, epochs_done=recipe.epochs, val_accuracies=accuracies
-        )
+        write_description(run_dir, settings, epochs_done=recipe.epochs, val_accuracies=accuracies)
 
 
-def _checkpoint_to_resume(run_dir: Path, settings: Settings) -> Checkpoint | None:
-    """The checkpoint in ``run_dir``, None where there is none yet."""
-    if not description_path(run_dir).exists():
-        if weights_path(run_dir).exists():
-            raise CheckpointError(
-                f"{weights_path(run_dir)} has no run.json beside it that says what it is: remove "
-                "it, or train in another folder"
-            )
+def _begun_before(run_dir: Path, settings: Settings) -> Begun | None:
+    """The run in ``run_dir`` that has come past its first epoch, if there is one."""
+    if not weights_path(run_dir).exists():
         return None
-    begun_with, checkpoint = read_run(run_dir)
-    if checkpoint is None:
-        return None
-    others = sorted(name for name in settings if settings[name] != begun_with.get(name))
+    begun = read_run(run_dir)
+    others = sorted(name for name in settings if settings[name] != begun.settings.get(name))
     if others:
-        differences = ", ".join(_difference(n, begun_with.get(n), settings[n]) for n in others)
-        raise CheckpointError(
-            f"the training in {run_dir} was begun with other settings ({differences}): rerun with "
-            "those, or train in another folder"
+        differences = ", ".join(
+            _difference(name, begun.settings.get(name), settings[name]) for name in others
         )
-    return checkpoint
+        raise CheckpointError(
+            f"the training in {run_dir} was begun with other settings ({differences}): rerun it "
+            "with those, or train in another folder"
+        )
+    return begun
 
 
 def _difference(name: str, before: object, now: object) -> str:
@@ -145,8 +134,7 @@ def _train_epoch(
     """
     rng = np.random.default_rng([recipe.seed, epoch])
     num_steps = max(1, data.num_images("train") // recipe.batch_size)
-    codes = space_codes = supernet.space.sample(num_steps, rng)
-    del space_codes
+    codes = supernet.space.sample(num_steps, rng)
     batches = data.batches(
         "train", recipe.batch_size, shuffle_seed=int(rng.integers(2**62)), augment=True
     )

@@ -7,6 +7,9 @@ from dataclasses import dataclass
 
 from hwnas.errors import UsageError
 
+DIGITS = "digits"
+"""The data set that scikit-learn carries."""
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -46,3 +49,31 @@ class Recipe:
         rest = self.epochs - self.warmup_epochs
         done = (progress_epochs - self.warmup_epochs) / rest if rest else 1.0
         return self.learning_rate * (1 + math.cos(math.pi * done)) / 2
+
+
+_DIGITS_RECIPE = Recipe(
+    epochs=40,
+    batch_size=64,
+    learning_rate=2e-3,
+    weight_decay=0.05,
+    warmup_epochs=3,
+    label_smoothing=0.1,
+)
+_FOLDER_RECIPE = Recipe(  # AutoFormer, Table 2, but for length and batch
+    epochs=100,
+    batch_size=128,
+    learning_rate=1e-3,
+    weight_decay=0.05,
+    warmup_epochs=5,
+    label_smoothing=0.1,
+)
+
+
+def default_image_size(data_spec: str) -> int:
+    """The image size in pixels that ``data_spec`` is trained at unless told otherwise."""
+    return 48 if data_spec == DIGITS else 256
+
+
+def default_recipe(data_spec: str) -> Recipe:
+    """The recipe that ``data_spec`` is trained with unless told otherwise."""
+    return _DIGITS_RECIPE if data_spec == DIGITS else _FOLDER_RECIPE

@@ -42,10 +42,11 @@ def load_run(run_dir: Path) -> Run:
             f"no trained supernet at {run_dir}: train one with "
             f"`hwnas train --space S --out {run_dir}`"
         )
-    settings, checkpoint = read_run(run_dir)
     rerun = "rerun the same `hwnas train` command to finish it"
-    if checkpoint is None:
+    if not weights_path(run_dir).exists():
         raise CheckpointError(f"the training in {run_dir} stopped in its first epoch: {rerun}")
+    begun = read_run(run_dir)
+    settings, checkpoint = begun.settings, begun.checkpoint
     if checkpoint.epochs_done < settings["epochs"]:
         done = f"{checkpoint.epochs_done} of {settings['epochs']} epochs"
         raise CheckpointError(f"the training in {run_dir} stopped after {done}: {rerun}")

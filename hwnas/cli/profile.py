@@ -1,0 +1,115 @@
+"""``hwnas profile``: measure the latency table of a device."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from hwnas.cli._choose import sizes_for
+from hwnas.cli._output import print_json
+from hwnas.cli._progress import Progress
+from hwnas.cli._types import DURATION
+from hwnas.cli._workspace import Workspace, workspace_option
+
+if TYPE_CHECKING:
+    from hwnas.luts import LatencyTable
+
+
+@click.command("profile")
+@click.option("--device", default="cpu", help="A device of `hwnas devices`, or FILE.toml.")
+@click.option("--space", default="autovit-xxs", help="A space of `hwnas spaces`, or FILE.toml.")
+@click.option("--runtime", help="Inference runtime.  [default: the device's own]")
+@click.option(
+    "--time-budget", type=DURATION, default="10m", help="How long to measure, such as 90s or 10m."
+)
+@click.option(
+    "--image-size",
+    type=click.IntRange(min=1),
+    help="Pixels on a side.  [default: as the supernet in the workspace, else 256]",
+)
+@click.option(
+    "--num-classes",
+    type=click.IntRange(min=1),
+    help="Classes.  [default: as the supernet in the workspace, else 1000]",
+)
+@click.option("--threads", type=click.IntRange(min=1), default=1, help="Cores a network runs on.")
+@click.option(
+    "--rounds", type=click.IntRange(min=5), default=40, help="Timed runs of a network in a batch."
+)
+@click.option("--seed", type=click.IntRange(min=0), default=0, help="Which networks are timed.")
+@click.option("--out", type=click.Path(path_type=Path), help="Table to write.")
+@click.option("--restart", is_flag=True, help="Measure anew what an earlier run has measured.")
+@click.option("--json", "as_json", is_flag=True, help="Print quality and path as JSON.")
+@workspace_option
+def command(
+    *,
+    device: str,
+    space: str,
+    runtime: str | None,
+    time_budget: float,
+    image_size: int | None,
+    num_classes: int | None,
+    threads: int,
+    rounds: int,
+    seed: int,
+    out: Path | None,
+    restart: bool,
+    as_json: bool,
+    workspace: Workspace,
+) -> None:
+    """Measure the latency table of a device: one latency for each block of a space.
+
+    Whole networks are timed interleaved, with blocks taken out of them, and solved for all blocks
+    together; 40 networks that are not fitted to, each timed twice, say how good the table is. Killed
+    at any time, the same command goes on from what is on disk.
+    """
+    from hwnas.devices import Plan, load_device, open_agent
+    from hwnas.luts import Conditions, profile
+    from hwnas.profilers import load_runtime
+    from hwnas.spaces import load_space
+
+    description = load_device(device)
+    loaded = load_space(space)
+    with open_agent(description) as agent:
+        backend = load_runtime(runtime or description.runtime)
+        size, classes, why = sizes_for(loaded, workspace, image_size, num_classes)
+        name = runtime or description.runtime
+        path = out or workspace.table_path(description.id, name, loaded.id, size, classes)
+        click.echo(f"Profiling at {size}x{size} pixels and {classes} classes ({why}).", err=True)
+        plan = Plan(name, rounds=rounds, threads=threads, seed=seed)
+        progress = Progress()
+        try:
+            table = profile(
+                Conditions(loaded, size, classes, description.id, plan),
+                agent,
+                backend,
+                path,
+                time_budget_s=time_budget,
+                progress=progress,
+                restart=restart,
+            )
+        finally:
+            progress.close()
+    if as_json:
+        print_json({"lut": str(path), "quality": table.quality.to_json()})
+    else:
+        click.echo(f"table           {path}")
+        show_quality(table)
+    click.echo(
+        f"Next: hwnas search --space {loaded.id} --latency {table.reference.ms:.3g}ms", err=True
+    )
+
+
+def show_quality(table: LatencyTable) -> None:
+    """Print how good a table is."""
+    q, method = table.quality, table.method
+    click.echo(f"fitted to       {method['networks']} networks in {method['batches']} batches")
+    click.echo(f"held out        {q.networks} networks, each timed twice")
+    click.echo(f"mean error      {q.mape:.1%} (the same networks timed again: {q.retest_mape:.1%})")
+    click.echo(f"within 5%, 10%  {q.within_5pct:.0%}, {q.within_10pct:.0%}")
+    click.echo(f"rank agreement  Kendall {q.kendall:.3f}, Spearman {q.spearman:.3f}")
+    click.echo(f"resolution      A/A {method['a_to_a_mean']:+.2%} ± {method['a_to_a_sd']:.2%}")
+    for keys in table.aliased:
+        click.echo(f"only as a sum   {' + '.join(keys)}")

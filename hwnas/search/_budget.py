@@ -1,0 +1,95 @@
+"""Budgets: what a candidate costs by the table, and what the space can reach at all."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from hwnas.errors import BudgetError
+from hwnas.luts import LatencyTable
+from hwnas.search._least import least
+from hwnas.spaces import AdditiveCost, Codes, Space
+
+Array = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Latency (ms) by ``table``, and parameters of the network as deployed, for one space.
+
+    ``max_params`` None sets no bound beside the space's own range.
+    """
+
+    space: Space
+    table: LatencyTable
+    max_latency_ms: float
+    max_params: int | None
+
+    def latency_ms(self, codes: Codes) -> Array:
+        """Predicted latency of each row of ``codes`` [N, columns]; vectorised.
+
+        Raises ``TableError`` naming the block where the table lacks one.
+        """
+        latency: Array = self.table.base_ms + self._latency()(codes)
+        unknown = np.flatnonzero(np.isnan(latency))
+        if len(unknown):
+            for _, block in self._layout(codes[unknown[0]]):
+                self.table.ms(block)
+        return latency
+
+    def num_params(self, codes: Codes) -> npt.NDArray[np.int64]:
+        """Parameters of each row of ``codes``, with the table's number of classes."""
+        return self.space.num_params(codes, self.table.image_size, self.table.num_classes)
+
+    def meets(self, codes: Codes) -> npt.NDArray[np.bool_]:
+        """Which rows of ``codes`` are within both budgets."""
+        meets: npt.NDArray[np.bool_] = self.latency_ms(codes) <= self.max_latency_ms
+        if self.max_params is not None:
+            meets &= self.num_params(codes) <= self.max_params
+        return meets
+
+    def with_table(self, table: LatencyTable) -> Budget:
+        """The same budget, by another (recalibrated) table."""
+        return Budget(self.space, table, self.max_latency_ms, self.max_params)
+
+    def fastest(self) -> Codes:
+        """The member of least predicted latency within the parameter budget.
+
+        Raises ``BudgetError`` with the least reachable where even that breaks a budget.
+        """
+        fastest = least(self.space, self._latency(), self._params(), self.max_params)
+        if fastest is None:
+            fewest = least(self.space, self._params(), self._params())
+            if fewest is None:
+                raise BudgetError(f"{self.space.id} holds no architecture at all: widen its range")
+            raise BudgetError(
+                f"no architecture of {self.space.id} has {self.max_params:,} parameters or fewer: "
+                f"the least it can reach is {self.num_params(fewest[None])[0]:,}"
+            )
+        latency_ms = float(self.latency_ms(fastest[None])[0])
+        if latency_ms > self.max_latency_ms:
+            bound = f" with {self.max_params:,} parameters or fewer" if self.max_params else ""
+            fewest = least(self.space, self._params(), self._params())
+            reach = int(self.num_params(fastest[None] if fewest is None else fewest[None])[0])
+            raise BudgetError(
+                f"no architecture of {self.space.id}{bound} runs in {self.max_latency_ms:g} ms: the "
+                f"least it can reach is {latency_ms:.3f} ms (that one has "
+                f"{self.num_params(fastest[None])[0]:,} parameters), and {reach:,} parameters at "
+                "least: give a larger --latency or a smaller --space"
+            )
+        return fastest
+
+    def _latency(self) -> AdditiveCost:
+        return self.space.additive_cost(
+            self.table.value, self.table.image_size, self.table.num_classes
+        )
+
+    def _params(self) -> AdditiveCost:
+        return self.space.additive_cost(
+            lambda b: b.cost.params, self.table.image_size, self.table.num_classes
+        )
+
+    def _layout(self, codes: Codes) -> tuple[tuple[str, object], ...]:
+        return self.space.layout(codes, self.table.image_size, self.table.num_classes)
