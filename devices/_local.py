@@ -162,7 +162,8 @@ def _cpu() -> tuple[str, frozenset[str]]:
             fields.setdefault(name.strip().lower(), value.strip())
     if sys.platform == "darwin":
         query = ["sysctl", "-n", "machdep.cpu.brand_string"]
-        fields["model name"] = subprocess.run(query, capture_output=True, text=True).stdout.strip()
+        done = subprocess.run(query, check=False, capture_output=True, text=True)
+        fields["model name"] = done.stdout.strip()
     flags = fields.get("flags") or fields.get("features") or ""
     model = fields.get("model name") or fields.get("hardware") or platform.processor()
     return model or platform.machine(), frozenset(flags.split())

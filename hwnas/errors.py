@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 
 class HwnasError(Exception):
-    """Root of every error hwnas raises on purpose: what was expected, what came, what to do next."""
+    """Root of all errors raised on purpose: what was expected, what came, what to do next."""
 
 
 class UsageError(HwnasError):
@@ -47,7 +47,7 @@ class StorageError(HwnasError):
 
 
 def unknown_name(what: str, name: str, known: Iterable[str]) -> str:
-    """The sentence for a name that is not in ``known``: a suggestion if one is near, then the list."""
+    """The sentence for a name not in ``known``: a suggestion if one is near, then the list."""
     names = sorted(known)
     near = difflib.get_close_matches(name.lower(), names, n=1, cutoff=0.6)
     hint = f"did you mean {near[0]!r}? " if near else ""

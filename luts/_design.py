@@ -18,7 +18,7 @@ from hwnas.spaces import Block, Space
 
 Layout = tuple[Block, ...]
 _POOL = 60
-_SHARES = (("member", 5), ("removed", 3), ("cut", 2))
+_SHARES = (("member", 4), ("removed", 3), ("cut", 3))
 
 
 @dataclass
@@ -32,7 +32,7 @@ class Design:
     _batches: list[list[Layout]] = field(default_factory=list)
 
     def batch(self, index: int) -> list[Layout]:
-        """The networks of batch ``index``; the same for the same seed, whatever was asked before."""
+        """The networks of batch ``index``: a function of the seed alone."""
         while len(self._batches) <= index:
             self._batches.append(self._next(len(self._batches)))
         return self._batches[index]
@@ -45,9 +45,9 @@ class Design:
     def reference(self) -> npt.NDArray[np.int8]:
         """The member that every batch is timed beside: of median MACs among 101 drawn."""
         codes = self.space.sample(101, np.random.default_rng([self.seed, 2]))
-        macs = self.space.additive_cost(
-            lambda b: b.cost.macs, self.image_size, self.num_classes
-        )(codes)
+        macs = self.space.additive_cost(lambda b: b.cost.macs, self.image_size, self.num_classes)(
+            codes
+        )
         median: npt.NDArray[np.int8] = codes[int(np.argsort(macs)[50])]
         return median
 
@@ -85,9 +85,7 @@ def keeps_shape(block: Block) -> bool:
     return block.kind == "vit_layer"
 
 
-def most_informative(
-    pool: Sequence[Layout], num: int, earlier: Sequence[Layout]
-) -> list[Layout]:
+def most_informative(pool: Sequence[Layout], num: int, earlier: Sequence[Layout]) -> list[Layout]:
     """The ``num`` networks of ``pool`` that raise the design's determinant most (greedy)."""
     keys = sorted({b.key for network in [*pool, *earlier] for b in network})
     counts, before = count_blocks(pool, keys), count_blocks(earlier, keys)

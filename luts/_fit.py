@@ -72,10 +72,11 @@ def fit_entries(
     prior = features @ _non_negative(rows @ features, target)
     ratios = _Ratios(5.0, 0.0)
     for _ in range(_ITERATIONS):
-        floor = 1e-3 * prior.mean()
-        spread = np.maximum(prior, floor)
+        spread = np.maximum(prior, 1e-3 * prior.mean())
         ratios = _choose(rows, features, spread, membership, weights, target)
-        whiten = np.linalg.inv(np.linalg.cholesky(_covariance(rows, spread, membership, weights, ratios)))
+        whiten = np.linalg.inv(
+            np.linalg.cholesky(_covariance(rows, spread, membership, weights, ratios))
+        )
         beta = _non_negative(whiten @ rows @ features, whiten @ target)
         prior = features @ beta
         solution = _solve(rows, features[:, beta > 0], spread, membership, weights, ratios)
@@ -125,8 +126,8 @@ def _non_negative(matrix: Array, target: Array) -> Array:
     norms = np.linalg.norm(matrix, axis=0) + 1e-30
     # A whisper of ridge keeps coefficients that the data cannot tell apart from running away.
     ridge = np.vstack([matrix / norms, 1e-3 * np.eye(matrix.shape[1])])
-    solution: Array = nnls(ridge, np.concatenate([target, np.zeros(matrix.shape[1])]))[0]
-    return solution / norms
+    solution: Array = nnls(ridge, np.concatenate([target, np.zeros(matrix.shape[1])]))[0] / norms
+    return solution
 
 
 def _covariance(
@@ -193,5 +194,7 @@ def _solve(
     )
     scaled = to_entries / norms
     se = noise * np.sqrt(np.maximum(0.0, np.einsum("ij,jk,ik->i", scaled, inverse, scaled)))
-    effects = unknowns[num_beta + num_entries :] if ratios.batch > 0 else np.zeros(membership.shape[1])
+    effects = (
+        unknowns[num_beta + num_entries :] if ratios.batch > 0 else np.zeros(membership.shape[1])
+    )
     return _Solution(to_entries @ unknowns, se, effects, noise)

@@ -96,43 +96,39 @@ def profile(
     """
     key = conditions.key(agent, runtime)
     path = measurements_path(table_path)
-    done, elapsed_s = _resume(path, key, restart=restart)
+    done, seconds = _resume(path, key, restart=restart)
     design = Design(
         conditions.space, conditions.image_size, conditions.num_classes, conditions.plan.seed
     )
     reference = design.layout(design.reference())
     plan = conditions.plan
-    longest_s, total = 0.0, 0
-    for task in _schedule():
-        total += 1
+    for number, task in enumerate(_schedule()):
         if task.name in done:
             continue
-        if elapsed_s + longest_s > time_budget_s:
-            total -= 1
+        if sum(seconds) + max(seconds, default=0.0) > time_budget_s:
             break
         start = clock()
         networks = [(f"{task.name}/{i}", n) for i, n in enumerate(_networks(design, task))]
-        seeded = replace(plan, seed=plan.seed * _PLAN_SEED_STRIDE + total)
+        seeded = replace(plan, seed=plan.seed * _PLAN_SEED_STRIDE + number)
         batch = time_batch(
             agent, runtime, networks, reference, seeded, image_size=conditions.image_size
         )
         spent_s = clock() - start
         append_line(path, {"task": task.name, "elapsed_s": spent_s, **batch.to_json()})
         done[task.name] = batch
-        elapsed_s += spent_s
-        longest_s = max(longest_s, spent_s)
+        seconds.append(spent_s)
         progress(
-            f"batch {len(done)}: {task.role}, {elapsed_s:.0f} of {time_budget_s:.0f} s, "
+            f"batch {len(done)}: {task.role}, {sum(seconds):.0f} of {time_budget_s:.0f} s, "
             f"reference {batch.reference_ms():.3f} ms"
         )
-    _require_enough(done, time_budget_s, elapsed_s)
-    table = _table(conditions, key, design, done, elapsed_s)
+    _require_enough(done, time_budget_s, sum(seconds))
+    table = _table(conditions, key, design, done, sum(seconds))
     table.write(table_path)
     return table
 
 
 def _schedule() -> Iterator[Task]:
-    """Batches to fit and batches to judge in turn; once all of the latter are there, only the first."""
+    """Batches to fit and batches to judge in turn, then batches to fit without end."""
     num = NUM_HELD_OUT // _BATCH_SIZE
     judging = [Task(f"held-out-{k}", i) for k in (1, 2) for i in range(num)]
     index = 0
@@ -161,13 +157,13 @@ def _held_out_order(design: Design, role: str) -> list[int]:
 
 def _resume(
     path: Path, key: Mapping[str, Any], *, restart: bool
-) -> tuple[dict[str, Batch], float]:
-    """Batches on disk and the seconds they took; a new file where there is none."""
+) -> tuple[dict[str, Batch], list[float]]:
+    """Batches on disk and the seconds each took; a new file where there is none."""
     lines = [] if restart else read_lines(path, lambda value: value)
     if not lines or "conditions" not in lines[0]:
         write_text(path, "")
         append_line(path, {"conditions": dict(key)})
-        return {}, 0.0
+        return {}, []
     for name, value in key.items():
         theirs = lines[0]["conditions"].get(name)
         if theirs != value:
@@ -176,7 +172,7 @@ def _resume(
                 "use --restart to measure anew, or write elsewhere with --out"
             )
     records = read_lines(path, lambda v: (v["task"], Batch.from_json(v), float(v["elapsed_s"])))
-    return {name: batch for name, batch, _ in records}, sum(s for _, _, s in records)
+    return {name: batch for name, batch, _ in records}, [s for _, _, s in records]
 
 
 def _require_enough(done: Mapping[str, Batch], time_budget_s: float, elapsed_s: float) -> None:

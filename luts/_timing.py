@@ -56,8 +56,8 @@ class Batch:
         return mean
 
     def to_json(self) -> dict[str, Any]:
-        """The raw samples, rounded to 10 ns."""
-        samples = {n: [round(v, 5) for v in s] for n, s in self.samples_ms.items()}
+        """The raw samples, in order."""
+        samples = {name: list(values) for name, values in self.samples_ms.items()}
         return {"samples_ms": samples, "failed": self.failed}
 
     @classmethod
@@ -106,4 +106,5 @@ def _batch(measurements: Sequence[Measurement]) -> Batch:
     for name in REFERENCES:
         if name in failed:
             raise DeviceError(f"the reference network could not be timed: {failed[name]}")
-    return Batch({m.artifact_id: m.samples_ms for m in measurements if not m.error}, failed)
+    timed = (m for m in measurements if not m.error)
+    return Batch({m.artifact_id: tuple(round(s, 5) for s in m.samples_ms) for m in timed}, failed)

@@ -1,4 +1,4 @@
-"""Runtimes: how a network is written for each of them, and how each is timed. No torch until used."""
+"""Runtimes: how a network is written for each, and how each is timed. No torch until used."""
 
 from hwnas.profilers._export import FORMATS, ExportReport, Preprocessing, export_network
 from hwnas.profilers._runtime import RUNTIMES, Runtime, load_runtime

@@ -125,7 +125,7 @@ def _append(
 class Composer:
     """Models of ``image_size``-pixel networks with random weights, for timing.
 
-    _Pieces are kept from one network to the next, by block and input shape. A block that comes twice
+    Pieces are kept from one network to the next, by block and input shape. A block that comes twice
     in a network has its weights twice, so that as much memory is read as by a deployed network.
     """
 

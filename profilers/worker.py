@@ -1,4 +1,4 @@
-"""The worker process: load a batch of artifacts, time them in interleaved rounds, say what came out.
+"""The worker process: load a batch of artifacts, time them in interleaved rounds, answer.
 
 ``python -m hwnas.profilers.worker`` reads one job as JSON from standard input and answers with JSON
 lines on standard output. It names each artifact before it touches it, so that whoever waits knows

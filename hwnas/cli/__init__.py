@@ -6,8 +6,6 @@ Nothing heavy is imported until a command runs: ``hwnas --help`` reads the menu 
 from __future__ import annotations
 
 import errno
-import os
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
@@ -82,18 +80,9 @@ def _one_sentence() -> Iterator[None]:
     except OSError as error:
         if error.errno == errno.EPIPE:  # the reader of a pipe has left: click ends quietly
             raise
-        _drop_unwritten_output()
         where = f" {error.filename}" if error.filename else ""
         reason = error.strerror or error
         raise click.ClickException(f"cannot read or write{where}: {reason}") from error
-
-
-def _drop_unwritten_output() -> None:
-    """Keep Python from trying once more, at exit, to write what a full disk has refused."""
-    try:
-        sys.stdout.flush()
-    except OSError:
-        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - open until exit
 
 
 @click.group(

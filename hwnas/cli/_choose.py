@@ -58,7 +58,7 @@ def supernet_for(space: Space, workspace: Workspace) -> Path:
 def sizes_for(
     space: Space, workspace: Workspace, image_size: int | None, num_classes: int | None
 ) -> tuple[int, int, str]:
-    """(image size, classes, why) to profile: as asked, as the one trained supernet, as the paper."""
+    """(image size, classes, why): as asked, as the one trained supernet, or as the paper."""
     from hwnas.spaces import REFERENCE_IMAGE_SIZE, REFERENCE_NUM_CLASSES
 
     if image_size is not None and num_classes is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,9 +37,9 @@ _SHARE_OF_REFERENCE = 0.9
 def command(*, out: Path, time_budget: float, epochs: int | None, as_json: bool) -> None:
     """Train, profile, search and export on handwritten digits and this machine's CPU.
 
-    A supernet of autovit-xxs learns the 1,797 digits that scikit-learn carries; the CPU is measured;
-    the most accurate network within nine tenths of a middling one's latency is searched, timed,
-    tried on digits it never saw, and exported to ONNX and Core ML. About six minutes on two cores.
+    A supernet of autovit-xxs learns the 1,797 digits that scikit-learn carries; the CPU is
+    measured; the most accurate network within nine tenths of a middling one's latency is searched,
+    timed, tried on digits it never saw, and exported to ONNX and Core ML.
     """
     start = time.monotonic()
     progress = Progress()
@@ -55,15 +55,20 @@ def command(*, out: Path, time_budget: float, epochs: int | None, as_json: bool)
 
 
 def _run(out: Path, time_budget_s: float, epochs: int | None, progress: Progress) -> dict[str, Any]:
-    from dataclasses import replace
-
     from hwnas.devices import LocalAgent, Plan
     from hwnas.luts import Conditions, profile
     from hwnas.profilers import Preprocessing, export_network, load_runtime
     from hwnas.search import Evolution, Settings, search
     from hwnas.spaces import load_space
-    from hwnas.train import DIGITS, accuracy, default_image_size, default_recipe, load_data
-    from hwnas.train import load_run, train
+    from hwnas.train import (
+        DIGITS,
+        accuracy,
+        default_image_size,
+        default_recipe,
+        load_data,
+        load_run,
+        train,
+    )
 
     space, size = load_space(_SPACE), default_image_size(DIGITS)
     data, run_dir, table_path = load_data(DIGITS, size), out / "supernet", out / "cpu.json"

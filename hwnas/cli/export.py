@@ -9,11 +9,12 @@ import click
 
 from hwnas.cli._output import print_json
 from hwnas.errors import SpaceError, StorageError, UsageError
-from hwnas.profilers._export import FORMATS, Preprocessing, check_request
+from hwnas.profilers import FORMATS, Preprocessing
+from hwnas.profilers._export import check_request
 from hwnas.spaces import REFERENCE_IMAGE_SIZE, REFERENCE_NUM_CLASSES
 
 if TYPE_CHECKING:
-    from hwnas.profilers._export import ExportReport
+    from hwnas.profilers import ExportReport
     from hwnas.supernet import Network
 
 _IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}

@@ -24,8 +24,8 @@ def command() -> None:
 def show(table: Path, as_json: bool) -> None:
     """Show TABLE: where it was measured, how good it is, and every entry."""
     from hwnas.cli.profile import show_quality
-    from hwnas.files import read_json
     from hwnas.errors import TableError
+    from hwnas.files import read_json
     from hwnas.luts import LatencyTable
 
     read = LatencyTable.read(table)

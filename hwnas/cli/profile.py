@@ -62,8 +62,8 @@ def command(
     """Measure the latency table of a device: one latency for each block of a space.
 
     Whole networks are timed interleaved, with blocks taken out of them, and solved for all blocks
-    together; 40 networks that are not fitted to, each timed twice, say how good the table is. Killed
-    at any time, the same command goes on from what is on disk.
+    together; 40 networks that are not fitted to, each timed twice, say how good the table is.
+    Killed at any time, the same command goes on from what is on disk.
     """
     from hwnas.devices import Plan, load_device, open_agent
     from hwnas.luts import Conditions, profile

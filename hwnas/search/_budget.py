@@ -35,7 +35,8 @@ class Budget:
         latency: Array = self.table.base_ms + self._latency()(codes)
         unknown = np.flatnonzero(np.isnan(latency))
         if len(unknown):
-            for _, block in self._layout(codes[unknown[0]]):
+            size, classes = self.table.image_size, self.table.num_classes
+            for _, block in self.space.layout(codes[unknown[0]], size, classes):
                 self.table.ms(block)
         return latency
 
@@ -74,8 +75,8 @@ class Budget:
             fewest = least(self.space, self._params(), self._params())
             reach = int(self.num_params(fastest[None] if fewest is None else fewest[None])[0])
             raise BudgetError(
-                f"no architecture of {self.space.id}{bound} runs in {self.max_latency_ms:g} ms: the "
-                f"least it can reach is {latency_ms:.3f} ms (that one has "
+                f"no architecture of {self.space.id}{bound} runs in {self.max_latency_ms:g} ms: "
+                f"the least it can reach is {latency_ms:.3f} ms (that one has "
                 f"{self.num_params(fastest[None])[0]:,} parameters), and {reach:,} parameters at "
                 "least: give a larger --latency or a smaller --space"
             )
@@ -90,6 +91,3 @@ class Budget:
         return self.space.additive_cost(
             lambda b: b.cost.params, self.table.image_size, self.table.num_classes
         )
-
-    def _layout(self, codes: Codes) -> tuple[tuple[str, object], ...]:
-        return self.space.layout(codes, self.table.image_size, self.table.num_classes)

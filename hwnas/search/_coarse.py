@@ -41,7 +41,9 @@ def coarse(
     feasible = np.unique(samples[budget.meets(samples)], axis=0)
     num_feasible = len(feasible)
     if num_feasible < num_seeds:
-        feasible = np.unique(np.concatenate([feasible, _walk(budget, fastest, num_seeds, rng)]), axis=0)
+        feasible = np.unique(
+            np.concatenate([feasible, _walk(budget, fastest, num_seeds, rng)]), axis=0
+        )
     columns = [i for i, c in enumerate(budget.space.columns) if c.layer is None]
     skeletons, member_of = np.unique(feasible[:, columns], axis=0, return_inverse=True)
     member_of = member_of.ravel()
@@ -64,7 +66,7 @@ def _in_turn(
     num: int,
     rng: np.random.Generator,
 ) -> Codes:
-    """``num`` architectures: one of each of the ``top`` skeletons, then a second of each, …
+    """``num`` architectures: one of each of the ``top`` skeletons, then a second, and so on.
 
     Skeletons further down the ranking fill up where the first have too few members.
     """
@@ -83,8 +85,6 @@ def _walk(budget: Budget, start: Codes, num: int, rng: np.random.Generator) -> C
     walkers = np.repeat(start[None], num, axis=0)
     seen = [walkers]
     for _ in range(_WALK_STEPS):
-        walkers = budget.space.mutate(
-            walkers, rng, p_depth=0.1, p_block=0.1, accept=budget.meets
-        )
+        walkers = budget.space.mutate(walkers, rng, p_depth=0.1, p_block=0.1, accept=budget.meets)
         seen.append(walkers)
     return np.concatenate(seen)

@@ -53,7 +53,9 @@ def evolve(
         ranked = [codes for _, codes in accuracy.ranked()]
         meets = budget.meets(np.stack(ranked))
         parents = [codes for codes, good in zip(ranked, meets, strict=True) if good]
-        population = _children(np.stack(parents[: settings.parents]), budget, accuracy, rng, settings)
+        population = _children(
+            np.stack(parents[: settings.parents]), budget, accuracy, rng, settings
+        )
         if not len(population):
             break
 

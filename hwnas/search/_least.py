@@ -7,7 +7,7 @@ each column, and one joint variable for each combination a part or rule sees, ma
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import product
+from itertools import pairwise, product
 
 import numpy as np
 import numpy.typing as npt
@@ -69,8 +69,9 @@ def least(
     )
     if result.x is None:
         return None
-    chosen = [int(np.argmax(result.x[a:b])) for a, b in zip(offsets, offsets[1:], strict=False)]
-    return space.tidy(np.array([chosen], dtype=np.int8))[0]
+    chosen = [int(np.argmax(result.x[a:b])) for a, b in pairwise(offsets)]
+    member: Codes = space.tidy(np.array([chosen], dtype=np.int8))[0]
+    return member
 
 
 def _consistency(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,7 +37,7 @@ _SLOWER = 0.1
 class Settings:
     """How long to search; the evolution's defaults are the paper's."""
 
-    evolution: Evolution = Evolution()
+    evolution: Evolution = field(default_factory=Evolution)
     num_samples: int = 100_000
     top_skeletons: int = 10
     seed: int = 0
@@ -78,7 +78,7 @@ def search(
 ) -> Found:
     """Find the most accurate subnet whose latency, timed on the device, is within the budget.
 
-    Writes ``winner.json`` and ``winner.safetensors`` to ``out_dir``, and every rating as it is made.
+    Writes ``winner.json`` and ``winner.safetensors`` to ``out_dir``, and each rating as it is made.
     Raises ``BudgetError``, before anything is rated, where nothing in the space meets the budgets;
     ``TableError`` where the table is of another device, space or size.
     """
@@ -161,8 +161,7 @@ def _until_verified(
     for number in range(1, _MAX_ROUNDS + 1):
         tried = {f.codes.tobytes() for f in all_timed}
         ready = [(a, c) for a, c in log.ranked() if c.tobytes() not in tried]
-        fits = current.meets(np.stack([c for _, c in ready])) if ready else []
-        finalists = [pair for pair, fit in zip(ready, fits, strict=True) if fit][:_FINALISTS]
+        finalists = [(a, c) for a, c in ready if current.meets(c[None])[0]][:_FINALISTS]
         if not finalists:
             progress("every rated candidate broke the budget; searching on with a corrected table")
             parent = current.fastest()

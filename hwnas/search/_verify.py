@@ -35,7 +35,7 @@ class Timed:
 
 @dataclass(frozen=True)
 class Verification:
-    """What timing the finalists gave: a ``Timed`` each (None: it failed), and the device's speed."""
+    """A ``Timed`` for each finalist (None: it failed), and how fast the device was."""
 
     timed: list[Timed | None]
     reference_ms: float
@@ -83,9 +83,7 @@ def _timed(name: str, batches: Sequence[Batch], reference_ms: float) -> Timed | 
     return Timed(measured_ms, measured_ms * half)
 
 
-def correction(
-    predicted_ms: Sequence[float], measured_ms: Sequence[float]
-) -> tuple[float, float]:
+def correction(predicted_ms: Sequence[float], measured_ms: Sequence[float]) -> tuple[float, float]:
     """(scale, offset in ms) that turn predictions into what was measured.
 
     A line where at least four networks span 20% or more of their latency; else a scale alone, for

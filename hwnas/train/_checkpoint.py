@@ -7,13 +7,14 @@ from a whole one, and a digest of the settings, so that it is not continued with
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -21,6 +22,7 @@ from hwnas.errors import CheckpointError
 from hwnas.files import writing
 from hwnas.supernet import Supernet
 
+_HEADER = "hwnas"
 _WEIGHTS, _OPTIMIZER = "supernet", "optimizer"
 
 
@@ -73,23 +75,22 @@ def write_checkpoint(
             for key, tensor in optimizer.state.get(parameter, {}).items():
                 tensors[f"{_OPTIMIZER}.{key}.{name}"] = tensor
     header = {
-        "epochs_done": str(epochs_done),
+        "epochs_done": epochs_done,
         "settings_sha256": settings_digest,
         "tensors_sha256": _digest(tensors),
     }
     with writing(path) as temporary:
-        save_file(tensors, temporary, header)
+        # One entry, since safetensors writes several in no fixed order.
+        temporary.write_bytes(save(tensors, {_HEADER: json.dumps(header)}))
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
-    """Read a checkpoint. Raises ``CheckpointError`` where it is missing, cut short or changed."""
+    """Read a checkpoint. Raises ``CheckpointError`` where it was cut short or changed."""
     try:
         with safe_open(path, "pt") as file:
-            header = file.metadata() or {}
+            header = json.loads((file.metadata() or {}).get(_HEADER, "{}"))
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except FileNotFoundError:
-        raise CheckpointError(f"no checkpoint at {path}") from None
-    except (OSError, SafetensorError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise CheckpointError(
             f"{path} is not a whole checkpoint (damaged or cut short?): {error}; remove it and "
             "train again"
@@ -99,12 +100,12 @@ def read_checkpoint(path: Path) -> Checkpoint:
             f"{path} is damaged: its tensors are not those it was written with; remove it and "
             "train again"
         )
-    return Checkpoint(int(header["epochs_done"]), header["settings_sha256"], tensors)
+    return Checkpoint(header["epochs_done"], header["settings_sha256"], tensors)
 
 
 def _digest(tensors: Mapping[str, Tensor]) -> str:
     digest = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
-        digest.update(tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy())
+        digest.update(tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

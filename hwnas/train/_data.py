@@ -14,6 +14,8 @@ from hwnas.errors import DataError
 
 Rgb = tuple[float, float, float]
 
+SPLITS = ("train", "val", "test")
+
 _MAX_SCALE = 0.1
 _MAX_SHIFT = 0.1  # of the image's side
 _MAX_ANGLE = math.radians(10)
@@ -33,7 +35,7 @@ class Split:
 
 @dataclass(frozen=True)
 class Data:
-    """A data set at one image size. ``mean`` and ``std`` are of pixels in [0, 1], channel by channel.
+    """A data set at one image size; ``mean`` and ``std`` are of each channel's pixels in [0, 1].
 
     ``spec`` is what ``load_data`` makes it from again. ``mirrors``: whether a mirrored image is
     still one of its class, as it is not with digits.
@@ -69,7 +71,7 @@ class Data:
         order = torch.arange(len(chosen.labels))
         if shuffle_seed is not None:
             order = torch.randperm(len(order), generator=generator)
-        return self._batches(chosen, order.split(batch_size), generator if augment else None)
+        return self._batches(chosen, torch.split(order, batch_size), generator if augment else None)
 
     def _split(self, split: str) -> Split:
         if split not in self.splits:
@@ -92,7 +94,8 @@ class Data:
 def augmented(images: Tensor, generator: torch.Generator, *, mirrors: bool) -> Tensor:
     """Each of ``images`` [B, 3, S, S] a little scaled, shifted and turned; half of them mirrored.
 
-    By up to 10 % either way, a tenth of the side, and 10 degrees; black comes in at the edges.
+    By up to 10 % either way, a tenth of the side (before scaling and turning), and 10 degrees;
+    black comes in at the edges.
     """
     uniform = torch.rand(5, len(images), generator=generator) * 2 - 1
     scale, angle = 1 + _MAX_SCALE * uniform[0], _MAX_ANGLE * uniform[1]

@@ -21,8 +21,8 @@ def load_digits(image_size: int) -> Data:
 
     The splits are stratified and always the same.
     """
-    from sklearn import datasets  # noqa: PLC0415 - a second to import, and only needed here
-    from sklearn.model_selection import train_test_split  # noqa: PLC0415
+    from sklearn import datasets
+    from sklearn.model_selection import train_test_split
 
     bunch = datasets.load_digits()
     grey = torch.from_numpy(bunch.images).float()[:, None] / _BRIGHTEST  # [N, 1, 8, 8]

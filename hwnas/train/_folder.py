@@ -13,7 +13,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from hwnas.errors import DataError
-from hwnas.train._data import Data, Split
+from hwnas.train._data import SPLITS, Data, Split
 
 _IMAGENET_MEAN = (0.485, 0.456, 0.406)
 _IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -34,23 +34,18 @@ def load_folder(root: Path, image_size: int, *, seed: int) -> Data:
     """
     if not root.is_dir():
         raise DataError(f"no data folder at {root}: give a folder of class folders, or 'digits'")
-    train_dir = root / "train"
-    if not train_dir.is_dir():
-        if other := next((n for n in ("val", "test") if (root / n).is_dir()), None):
-            raise DataError(f"{root} has a folder {other} but no folder train")
-        train_dir = root
-    names = tuple(path.name for path in _class_dirs(train_dir))
-    if len(names) < 2:  # noqa: PLR2004
-        found = f"one, {names[0]!r}" if names else "none"
+    folders = {name: root / name for name in SPLITS if (root / name).is_dir()} or {"train": root}
+    if "train" not in folders:
+        raise DataError(f"{root} has a folder {min(folders)} but no folder train")
+    names = tuple(path.name for path in _class_dirs(folders["train"]))
+    if len(names) < 2:
         raise DataError(
-            f"{train_dir} must hold a folder of images for each of two classes or more; it has {found}"
+            f"expected a folder of images for each of two classes or more in {folders['train']}; "
+            f"found {', '.join(names) or 'none'}"
         )
-    found_images = {"train": _labelled(train_dir, names)}
-    for name in ("val", "test"):
-        if (root / name).is_dir() and train_dir != root:
-            found_images[name] = _labelled(root / name, names)
-    if "val" not in found_images:
-        found_images["train"], found_images["val"] = _hold_out(found_images["train"], names, seed)
+    images = {name: _labelled(folder, names) for name, folder in folders.items()}
+    if "val" not in images:
+        images["train"], images["val"] = _hold_out(images["train"], names, seed)
     return Data(
         spec=str(root.resolve()),
         image_size=image_size,
@@ -58,7 +53,7 @@ def load_folder(root: Path, image_size: int, *, seed: int) -> Data:
         mean=_IMAGENET_MEAN,
         std=_IMAGENET_STD,
         mirrors=True,
-        splits={name: _split(images, image_size) for name, images in found_images.items()},
+        splits={name: _split(labelled, image_size) for name, labelled in images.items()},
     )
 
 
@@ -91,7 +86,7 @@ def _hold_out(images: Labelled, names: Sequence[str], seed: int) -> tuple[Labell
     held_out: set[int] = set()
     for label, name in enumerate(names):
         mine = np.flatnonzero(labels == label)
-        if len(mine) < 2:  # noqa: PLR2004
+        if len(mine) < 2:
             raise DataError(
                 f"class {name!r} has a single image; without a folder val, it takes two or more"
             )

@@ -42,9 +42,7 @@ _NUM_DRAWN = 4096  # architectures among which the largest is looked for
 _CALIBRATION_BATCHES = 16
 
 
-def train(
-    space: Space, data: Data, run_dir: Path, *, recipe: Recipe, progress: Progress
-) -> None:
+def train(space: Space, data: Data, run_dir: Path, *, recipe: Recipe, progress: Progress) -> None:
     """Train the supernet of ``space`` on ``data`` in the folder ``run_dir``, or finish doing so.
 
     A run that has ended is left as it is. ``progress`` is given lines to show. Raises
@@ -59,6 +57,7 @@ def train(
     optimizer = _optimizer(supernet, recipe)
     epochs_done = 0
     if begun is None:
+        log_path(run_dir).unlink(missing_ok=True)
         write_description(run_dir, settings, epochs_done=0, val_accuracies={})
     else:
         epochs_done = begun.checkpoint.epochs_done
@@ -98,7 +97,7 @@ def _begun_before(run_dir: Path, settings: Settings) -> Begun | None:
         )
         raise CheckpointError(
             f"the training in {run_dir} was begun with other settings ({differences}): rerun it "
-            "with those, or train in another folder"
+            "with those, remove the folder, or train in another"
         )
     return begun
 

@@ -16,8 +16,8 @@ class Recipe:
     """The settings of a training run. Raises ``UsageError`` for one that cannot be meant.
 
     The learning rate rises linearly over ``warmup_epochs`` to ``learning_rate`` and falls to zero
-    along a cosine. ``seed`` determines initial weights, sampled architectures, order of the images
-    and their augmentation.
+    along a cosine; a run shorter than its warm-up only rises. ``seed`` determines initial weights,
+    sampled architectures, order of the images and their augmentation.
     """
 
     epochs: int
@@ -29,32 +29,28 @@ class Recipe:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        positive = {"epochs": self.epochs, "batch_size": self.batch_size}
-        for name, value in positive.items():
-            if value < 1:
-                raise UsageError(f"{name} must be at least 1; got {value}")
+        least = {"epochs": 1, "batch_size": 1, "warmup_epochs": 0, "weight_decay": 0, "seed": 0}
+        for name, low in least.items():
+            value = getattr(self, name)
+            if not low <= value < math.inf:
+                raise UsageError(f"{name} must be {low} or more; got {value}")
         if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
             raise UsageError(f"learning_rate must be above 0; got {self.learning_rate}")
-        if not 0 <= self.warmup_epochs <= self.epochs:
-            raise UsageError(
-                f"warmup_epochs must be 0 to {self.epochs}, the epochs; got {self.warmup_epochs}"
-            )
-        if self.seed < 0:
-            raise UsageError(f"seed must be 0 or more; got {self.seed}")
+        if not 0 <= self.label_smoothing < 1:
+            raise UsageError(f"label_smoothing must be in [0, 1); got {self.label_smoothing}")
 
     def learning_rate_at(self, progress_epochs: float) -> float:
-        """The learning rate after ``progress_epochs`` epochs, a real number in [0, epochs]."""
+        """The learning rate after ``progress_epochs`` epochs, a real number in [0, epochs)."""
         if progress_epochs < self.warmup_epochs:
             return self.learning_rate * progress_epochs / self.warmup_epochs
-        rest = self.epochs - self.warmup_epochs
-        done = (progress_epochs - self.warmup_epochs) / rest if rest else 1.0
+        done = (progress_epochs - self.warmup_epochs) / (self.epochs - self.warmup_epochs)
         return self.learning_rate * (1 + math.cos(math.pi * done)) / 2
 
 
 _DIGITS_RECIPE = Recipe(
     epochs=40,
     batch_size=64,
-    learning_rate=2e-3,
+    learning_rate=4e-3,
     weight_decay=0.05,
     warmup_epochs=3,
     label_smoothing=0.1,

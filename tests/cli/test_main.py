@@ -57,7 +57,8 @@ def test_unknown_command(hwnas: Run) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "expected"), [("hwnas sp", "plain,spaces\n"), ("hwnas none --", "")]
+    ("words", "expected"),
+    [("hwnas sp", "plain,spaces\n"), ("hwnas none --", "plain,--version\nplain,--help\n")],
 )
 def test_a_shell_completes(words: str, expected: str) -> None:
     number = str(len(words.split()) - 1)

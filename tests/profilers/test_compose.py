@@ -150,7 +150,8 @@ def test_weights_are_those_of_the_seed_and_torch_keeps_its_own() -> None:
     torch.manual_seed(5)
     state = torch.get_rng_state()
     models = [
-        Composer(image_size=24, seed=seed).compose([STEM, HYBRID, LAYER, HEAD]) for seed in (0, 0, 1)
+        Composer(image_size=24, seed=seed).compose([STEM, HYBRID, LAYER, HEAD])
+        for seed in (0, 0, 1)
     ]
     assert models[0] == models[1] != models[2]
     assert torch.equal(torch.get_rng_state(), state)

@@ -22,7 +22,9 @@ TABLE_1: dict[str, dict[str, Any]] = {
         "params": (1.0e6, 1.8e6),
     },
     "autovit-xs": {
-        "widths": [(16, 24), (24, 32), (32, 48), (48, 64), (64, 80), (80, 96), (96, 112), (112, 128)],
+        "widths": [
+            (16, 24), (24, 32), (32, 48), (48, 64), (64, 80), (80, 96), (96, 112), (112, 128),
+        ],
         "heads": (4, 5, 6),
         "params": (1.6e6, 2.6e6),
     },
@@ -159,11 +161,11 @@ def test_layers_follow_depth_and_channels_follow_the_stage_before() -> None:
 
 def test_width_must_grow_from_stage_to_stage() -> None:
     space = load_space("autovit-s")
-    good = [16, 32, 48, 64, 96, 128, 160, 192]
-    assert space.contains(arch_of(space, good, depth=4))
+    good = [16, 24, 32, 48, 64, 96, 128, 160]
+    assert space.contains(arch_of(space, good, depth=5))
     for stage in range(1, 7):  # as wide as the one after it
         same = [*good[:stage], good[stage + 1], *good[stage + 1 :]]
-        arch = arch_of(space, same, depth=4)
+        arch = arch_of(space, same, depth=5)
         assert not space.contains(arch)
         with pytest.raises(SpaceError, match="widths must grow"):
             space.check(arch)

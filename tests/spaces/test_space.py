@@ -1,4 +1,4 @@
-"""What every space does: sampling, mutation, crossover, codes and costs. Properties by hypothesis."""
+"""What every space does: sampling, mutation, crossover, codes, costs; properties by hypothesis."""
 
 from __future__ import annotations
 
@@ -107,10 +107,10 @@ def test_sampling_reaches_every_member_of_a_small_space_and_nothing_else() -> No
             continue
         stages: dict[str, Any] = {"stem": {"width": stem}}
         stages["mbconv1"] = {"width": width, "depth": depth}
-        for name, dim, layers in (("transformer1", d, first), ("transformer2", *(second or (0, ())))):
-            if dim:
-                heads, ratio = ([layer[i] for layer in layers] for i in (0, 1))
-                stages[name] = {"width": dim, "depth": len(layers), "heads": heads, "ratio": ratio}
+        for i, (dim, layers) in enumerate([(d, first), *([second] if second else [])], 1):
+            heads, ratio = map(list, zip(*layers, strict=True))
+            chosen = {"width": dim, "depth": len(layers), "heads": heads, "ratio": ratio}
+            stages[f"transformer{i}"] = chosen
         expected.add(Arch.from_json({"space": "tiny", "stages": stages}))
     assert len(expected) == space.num_archs
     drawn = {space.decode(row) for row in space.sample(60_000, np.random.default_rng(0))}
@@ -250,6 +250,11 @@ def test_a_parent_that_cannot_change_so_is_returned_as_it_is() -> None:
 # Crossover.
 
 
+def layers_of(choices: dict[str, Any]) -> list[tuple[float, float]]:
+    """The (heads, ratio) of each layer of a stage."""
+    return list(zip(choices.get("heads", ()), choices.get("ratio", ()), strict=True))
+
+
 @property_test
 @given(space=spaces, seed=seeds)
 def test_children_are_members_made_of_their_parents(space: Space, seed: int) -> None:
@@ -264,9 +269,8 @@ def test_children_are_members_made_of_their_parents(space: Space, seed: int) -> 
             for name, value in choices.items():
                 if not isinstance(value, list):
                     assert value in [parent[name] for parent in parents]
-            layers = [list(zip(p.get("heads", ()), p.get("ratio", ()), strict=True)) for p in parents]
-            mine = zip(choices.get("heads", ()), choices.get("ratio", ()), strict=True)
-            for i, layer in enumerate(mine):
+            for i, layer in enumerate(layers_of(choices)):
+                layers = [layers_of(parent) for parent in parents]
                 assert layer in [parent[i] for parent in layers if i < len(parent)]
 
 
@@ -396,13 +400,11 @@ def test_additive_cost_is_the_sum_over_blocks(space: Space, seed: int, image_siz
         return math.sin(len(block.key)) + 1e-6 * block.cost.elements
 
     codes = space.sample(10, np.random.default_rng(seed))
-    expected = [
-        math.fsum(value(b) for b in space.blocks(space.decode(row), image_size, 10)) for row in codes
-    ]
+    networks = [space.blocks(space.decode(row), image_size, 10) for row in codes]
+    expected = [math.fsum(map(value, blocks)) for blocks in networks]
     costs = space.additive_cost(value, image_size, 10)(codes)
     np.testing.assert_allclose(costs, expected, rtol=1e-12)
-    counted = [num_params(space.blocks(space.decode(row), image_size, 10)) for row in codes]
-    assert space.num_params(codes, image_size, 10).tolist() == counted
+    assert space.num_params(codes, image_size, 10).tolist() == [num_params(b) for b in networks]
 
 
 def test_a_block_without_a_value_makes_its_archs_nan_and_no_others() -> None:

@@ -6,7 +6,6 @@ from functools import partial
 
 import pytest
 import torch
-from timm.layers.attention import Attention
 from timm.models._efficientnet_blocks import InvertedResidual
 from timm.models.byobnet import LayerFn
 from timm.models.mobilevit import MobileVitBlock
@@ -41,15 +40,16 @@ def copy_weights(source: nn.Module, target: nn.Module, names: dict[str, str]) ->
 
 
 def by_kind(tensor: Tensor, head_dim: int) -> Tensor:
-    """Rows ordered head by head (q, k, v of each) to timm's order: all q, then all k, then all v."""
+    """Rows head by head (q, k, v of each) to timm's order: all q, then all k, then all v."""
     return tensor.unflatten(0, (-1, 3, head_dim)).transpose(0, 1).flatten(0, 2)
 
 
 def timm_layer(layer: nn.Module, block: Block) -> nn.Module:
-    """timm's ViT block with the weights of ``layer``; heads are ``head_dim`` wide, whatever d is."""
+    """timm's ViT block with the weights of ``layer``; its heads are d / heads wide."""
     d, heads, head_dim = block["d"], block["heads"], block["head_dim"]
-    theirs = TimmViTBlock(d, 1, block.real("ratio"), act_layer=nn.SiLU, norm_layer=LayerNorm)
-    theirs.attn = Attention(d, heads, attn_head_dim=head_dim, qkv_bias=True)
+    theirs = TimmViTBlock(
+        d, heads, block.real("ratio"), qkv_bias=True, act_layer=nn.SiLU, norm_layer=LayerNorm
+    )
     names = {"norm1": "norm1", "norm2": "norm2", "fc1": "mlp.fc1", "fc2": "mlp.fc2"}
     copy_weights(layer, theirs, names | {"attn.proj": "attn.proj"})
     qkv = layer.get_submodule("attn.qkv").state_dict()
@@ -72,7 +72,7 @@ def same_in_both_modes(ours: Network, theirs: nn.Module, x: Tensor, names: dict[
 
 
 @pytest.mark.parametrize(
-    ("d", "heads", "head_dim", "ratio"), [(32, 4, 8, 2), (48, 3, 8, 1.5), (20, 3, 32, 1.33)]
+    ("d", "heads", "head_dim", "ratio"), [(32, 4, 8, 2), (24, 3, 8, 1.5), (96, 3, 32, 1.33)]
 )
 def test_transformer_layer_is_timms(d: int, heads: int, head_dim: int, ratio: float) -> None:
     block = Block.of(
@@ -88,7 +88,8 @@ def test_transformer_layer_is_timms(d: int, heads: int, head_dim: int, ratio: fl
 
 @pytest.mark.parametrize("expand", [1, 4])
 @pytest.mark.parametrize(
-    ("c_in", "c_out", "stride", "size"), [(16, 16, 1, 8), (16, 24, 1, 8), (16, 16, 2, 8), (16, 24, 2, 9)]
+    ("c_in", "c_out", "stride", "size"),
+    [(16, 16, 1, 8), (16, 24, 1, 8), (16, 16, 2, 8), (16, 24, 2, 9)],
 )
 def test_mbconv_is_timms_inverted_residual(
     c_in: int, c_out: int, stride: int, size: int, expand: int
@@ -122,7 +123,9 @@ def test_hybrid_stage_is_timms_mobilevit_block(patch: int, size: int) -> None:
         transformer_depth=depth,
         patch_size=patch,
         num_heads=4,
-        layers=LayerFn(act=nn.SiLU, conv_norm_act=partial(LayerFn().conv_norm_act, act_layer=nn.SiLU)),
+        layers=LayerFn(
+            act=nn.SiLU, conv_norm_act=partial(LayerFn().conv_norm_act, act_layer=nn.SiLU)
+        ),
         transformer_norm_layer=LayerNorm,
     )
     places = {"local": "conv_kxk", "project": "conv_proj", "fuse": "conv_fusion"}

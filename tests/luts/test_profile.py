@@ -1,0 +1,156 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from fakes import FakeAgent, FakeRuntime, true_ms
+
+from hwnas.devices import Plan
+from hwnas.errors import DeviceError, TableError
+from hwnas.luts import Conditions, LatencyTable, measurements_path, profile
+from hwnas.spaces import Block, load_space
+
+SPACE = load_space("autovit-xxs")
+
+
+class Clock:
+    """Each look at it is a second later: a batch, looked at before and after, takes one."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        self.now += 1
+        return self.now
+
+
+def run(
+    path: Path,
+    agent: FakeAgent,
+    *,
+    seconds: float = 20,
+    restart: bool = False,
+    runtime: FakeRuntime | None = None,
+    image_size: int = 64,
+) -> LatencyTable:
+    conditions = Conditions(SPACE, image_size, 10, "cpu", Plan("fake", rounds=20))
+    return profile(
+        conditions,
+        agent,
+        runtime or FakeRuntime(),
+        path,
+        time_budget_s=seconds,
+        progress=lambda text: None,
+        restart=restart,
+        clock=Clock(),
+    )
+
+
+@pytest.fixture(scope="module")
+def profiled(tmp_path_factory: pytest.TempPathFactory) -> tuple[LatencyTable, Path]:
+    path = tmp_path_factory.mktemp("profile") / "cpu.json"
+    return run(path, FakeAgent(), seconds=16), path
+
+
+def test_the_table_finds_the_devices_own_formula(profiled: tuple[LatencyTable, Path]) -> None:
+    table, path = profiled
+    assert LatencyTable.read(path) == table
+    for codes in SPACE.sample(30, np.random.default_rng(9)):
+        blocks = [block for _, block in SPACE.layout(codes, 64, 10)]
+        scale = table.reference.ms / sum(map(true_ms, reference_blocks(table)))
+        assert table.predict(blocks).predicted == pytest.approx(
+            scale * sum(map(true_ms, blocks)), rel=0.05
+        )
+    assert table.quality.networks == 40
+    assert table.quality.mape < 0.02
+    assert table.quality.retest_mape < 0.02
+    assert table.quality.kendall > 0.9
+
+
+def reference_blocks(table: LatencyTable) -> Sequence[Block]:
+    return SPACE.blocks(table.reference.arch, table.image_size, table.num_classes)
+
+
+def test_it_says_where_and_how_it_was_measured(profiled: tuple[LatencyTable, Path]) -> None:
+    table, _ = profiled
+    assert table.device == {"id": "cpu", "fingerprint": {"cpu": "fake", "cores": 2}}
+    assert table.runtime["name"] == "fake"
+    assert table.method["batches"] == 16
+    assert table.method["networks"] == 80  # eight batches to fit, eight to judge
+    assert table.aliased[0][0] == "base"
+
+
+def test_a_profile_that_was_killed_goes_on(profiled, tmp_path: Path) -> None:
+    class Killed(FakeAgent):
+        def measure(self, artifacts, plan):
+            if self.batches == 7:
+                raise KeyboardInterrupt
+            return super().measure(artifacts, plan)
+
+    path = tmp_path / "cpu.json"
+    with pytest.raises(KeyboardInterrupt):
+        run(path, Killed(), seconds=16)
+    assert not path.exists()
+    lines = measurements_path(path).read_text().splitlines(keepends=True)
+    assert len(lines) == 1 + 7
+    measurements_path(path).write_text("".join(lines)[:-40])  # the last line is cut short
+    agent = FakeAgent()
+    table = run(path, agent, seconds=16)
+    assert agent.batches == 16 - 6
+    assert table.entries == profiled[0].entries
+
+
+def test_what_is_there_is_not_measured_again(profiled, tmp_path: Path) -> None:
+    path = tmp_path / "cpu.json"
+    measurements_path(path).write_text(measurements_path(profiled[1]).read_text())
+    agent = FakeAgent()
+    run(path, agent, seconds=16)
+    assert agent.batches == 0
+    run(path, agent, seconds=18)
+    assert agent.batches == 2
+    run(path, agent, seconds=16, restart=True)
+    assert agent.batches == 2 + 16
+
+
+@pytest.mark.parametrize(
+    ("changed", "match"),
+    [
+        ({"agent": FakeAgent(cpu="other")}, "measurements under another device"),
+        ({"runtime": FakeRuntime(version="2")}, "measurements under another runtime"),
+        ({"image_size": 32}, "measurements under another image_size"),
+    ],
+)
+def test_measurements_of_other_conditions_do_not_mix(
+    profiled, tmp_path: Path, changed, match: str
+) -> None:
+    path = tmp_path / "cpu.json"
+    measurements_path(path).write_text(measurements_path(profiled[1]).read_text())
+    with pytest.raises(TableError, match=match):
+        run(path, **{"agent": FakeAgent(), **changed})
+
+
+def test_too_short_a_time_budget_keeps_what_was_measured(tmp_path: Path) -> None:
+    path, agent = tmp_path / "cpu.json", FakeAgent()
+    with pytest.raises(TableError, match=r"ended after 5 batches of at least 16, .*--time-budget"):
+        run(path, agent, seconds=5)
+    assert not path.exists()
+    run(path, agent, seconds=16)
+    assert agent.batches == 16
+
+
+def test_networks_that_fail_are_counted_and_left_out(tmp_path: Path) -> None:
+    agent = FakeAgent(fails=lambda blocks: len(blocks) > 33)
+    table = run(tmp_path / "cpu.json", agent, seconds=20)
+    assert table.method["failed"] > 0
+    assert table.quality.networks < 40
+    lines = measurements_path(tmp_path / "cpu.json").read_text().splitlines()
+    assert any("out of memory" in str(json.loads(line).get("failed")) for line in lines)
+
+
+def test_a_reference_that_fails_is_an_error(tmp_path: Path) -> None:
+    agent = FakeAgent(fails=lambda blocks: True)
+    with pytest.raises(DeviceError, match="the reference network could not be timed: out of mem"):
+        run(tmp_path / "cpu.json", agent)
