@@ -57,8 +57,8 @@ class LocalAgent(Agent):
     def close(self) -> None:
         """End the worker if one still runs."""
         if self._process is not None:
-            self._process.kill()
-            self._process.wait()
+            with self._process as process:  # waits for it and closes its pipes
+                process.kill()
             self._process = None
 
     def _run_worker(
@@ -81,8 +81,8 @@ class LocalAgent(Agent):
             env={**os.environ, **plan.environment},
         )
         in_hand = artifacts[0].id
+        messages = _Messages(process, json.dumps(job).encode())
         try:
-            messages = _Messages(process, json.dumps(job).encode())
             while True:
                 message = messages.next(plan.timeout_s)
                 if message is None:
@@ -97,12 +97,13 @@ class LocalAgent(Agent):
                 elif "samples_ms" in message:
                     samples, warmup = message["samples_ms"], message["warmup_ms"]
                     done[message["id"]] = Measurement(message["id"], (*samples,), (*warmup,))
-            if message["end"] == "done":
+            if message["end"] == "done" and all(a.id in done for a in artifacts):
                 return None
             if message["end"] == "refused":
                 raise DeviceError(f"the timing worker did not start: {messages.last_words()}")
             return Measurement(in_hand, error=f"the runtime died: {messages.last_words()}")
         finally:
+            messages.close()
             self.close()
 
 
@@ -147,6 +148,10 @@ class _Messages:
         lines = self._errors.decode(errors="replace").split("\n")
         words = [line.strip() for line in lines if line.strip()]
         return words[-1] if words else f"exit status {self._process.wait()}"
+
+    def close(self) -> None:
+        """Listen no more."""
+        self._selector.close()
 
     def _ending(self) -> dict[str, Any]:
         status = self._process.wait()

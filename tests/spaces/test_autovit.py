@@ -193,6 +193,7 @@ def test_an_arch_above_the_range_is_not_in_the_space() -> None:
     above = arch_of(narrow, [16, 24, 32, 48, 64, 80, 96, 112], depth=5)
     assert num_params(narrow.blocks(above)) > 1_100_000
     assert load_space("autovit-xxs").contains(above)
+    assert not narrow.contains(above)
     with pytest.raises(SpaceError, match="autovit-xxs holds 1,000,000 to 1,100,000"):
         narrow.check(above)
 

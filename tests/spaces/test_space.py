@@ -190,6 +190,17 @@ def test_depth_mutation_keeps_widths_and_the_layers_that_remain(space: Space, se
                 assert before[name][choice][:kept] == after[name][choice][:kept]
 
 
+def test_layers_that_a_greater_depth_adds_are_drawn_anew() -> None:
+    space = LOADED["tiny"]
+    rng = np.random.default_rng(0)
+    depth, heads = space.column(2, "depth"), space.column(2, "heads", 1)
+    parents = space.sample(10_000, rng)
+    parents = parents[parents[:, depth] == 0]  # one layer: the second is not in use
+    children = space.mutate(parents, rng, p_depth=1, p_block=0)
+    second = children[children[:, depth] == 1, heads]
+    assert abs(second.mean() - 0.5) < 5 * 0.5 / math.sqrt(len(second))
+
+
 def test_mutation_rate_is_the_given_probability() -> None:
     space = LOADED["tiny"]
     rng = np.random.default_rng(0)

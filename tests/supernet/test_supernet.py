@@ -436,3 +436,14 @@ def test_statistics_of_an_extracted_subnet_are_absorbed_into_their_slices(
             assert not changed[shapes[name][0] :].any(), name
         elif not name.endswith("num_batches_tracked"):
             assert not changed.any(), name
+
+
+def test_a_supernet_that_was_moved_runs_and_extracts_with_its_new_tensors() -> None:
+    space = load_space("autovit-xxs")
+    supernet = Supernet(space, image_size=32, num_classes=3, seed=0).to(torch.float64).train()
+    (codes,) = space.sample(1, np.random.default_rng(0))
+    images = torch.randn(2, 3, 32, 32, dtype=torch.float64)
+    supernet(images, codes).sum().backward()
+    norm = supernet.net.get_submodule("stem.norm")
+    assert norm.running_mean.abs().sum() > 0  # of the buffer that stands there now
+    assert supernet.extract(codes).get_parameter("head.classify.bias").dtype == torch.float64
