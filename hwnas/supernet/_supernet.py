@@ -8,8 +8,7 @@ BatchNorm's running statistics land in the supernet's own tensors.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
@@ -51,15 +50,6 @@ class Supernet(nn.Module):
         subnet = Network(layout, make=lambda slot, block: self._piece(slot, block)[0])
         logits: Tensor = functional_call(subnet, dict(self._weights(layout)), (x,), strict=False)
         return logits
-
-    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Supernet:
-        """What ``to``, ``cuda`` and ``double`` go through: it may replace tensors by others."""
-        super()._apply(fn, recurse)
-        self._tensors = self._named_tensors()
-        return self
-
-    def _named_tensors(self) -> dict[str, Tensor]:
-        return {**dict(self.net.named_parameters()), **dict(self.net.named_buffers())}
 
     def train(self, mode: bool = True) -> Supernet:
         """Set training or evaluation mode, here and in the subnets."""
