@@ -55,6 +55,8 @@ def command(*, out: Path, time_budget: float, epochs: int | None, as_json: bool)
 
 
 def _run(out: Path, time_budget_s: float, epochs: int | None, progress: Progress) -> dict[str, Any]:
+    import torch
+
     from hwnas.devices import LocalAgent, Plan
     from hwnas.luts import Conditions, profile
     from hwnas.profilers import Preprocessing, export_network, load_runtime
@@ -70,6 +72,8 @@ def _run(out: Path, time_budget_s: float, epochs: int | None, progress: Progress
         train,
     )
 
+    # At this size a second thread gains a tenth, and beside another busy process it costs manyfold.
+    torch.set_num_threads(1)
     space, size = load_space(_SPACE), default_image_size(DIGITS)
     data, run_dir, table_path = load_data(DIGITS, size), out / "supernet", out / "cpu.json"
     recipe = default_recipe(DIGITS)
