@@ -327,8 +327,8 @@ class Space(ABC):
             proposed = propose(codes[todo])
             proposed[:, :width] = self.tidy(proposed[:, :width])
             good = self.members(proposed[:, :width])
-            if accept is not None:
-                good &= accept(proposed[:, :width])
+            if accept is not None and good.any():
+                good[good] = accept(proposed[good, :width])
             result[todo[good]] = proposed[good]
             todo = todo[~good]
         return result
