@@ -164,7 +164,7 @@ class LatencyTable:
             return cls._from_json(value)
         except KeyError as error:
             raise TableError(f"{path} is damaged: it lacks the field {error.args[0]!r}") from error
-        except (TypeError, ValueError, SpaceError) as error:
+        except (TypeError, ValueError, AttributeError, SpaceError) as error:
             raise TableError(f"{path} is damaged: {error}") from error
 
     @classmethod
@@ -174,20 +174,21 @@ class LatencyTable:
             key = Block.parse(str(e["block"])).key
             if key in entries:
                 raise ValueError(f"block {key} has two entries")
-            entries[key] = Entry(_ms(e["ms"], key), _ms(e["se_ms"], key), int(e["count"]))
+            entries[key] = Entry(_ms(e["ms"], key), _ms(e["se_ms"], key), _whole(e["count"], key))
         if not entries:
             raise ValueError("it has no entries")
         quality = {name: _finite(number, name) for name, number in value["quality"].items()}
         device, runtime = dict(value["device"]), dict(value["runtime"])
         if not isinstance(device["id"], str) or not isinstance(device["fingerprint"], dict):
             raise ValueError("device must hold an id and a fingerprint")
+        _whole(runtime["threads"], "threads")
         reference = value["reference"]
         return cls(
             device=device,
             runtime=runtime,
             space=str(value["space"]),
-            image_size=int(value["image_size"]),
-            num_classes=int(value["num_classes"]),
+            image_size=_whole(value["image_size"], "image_size"),
+            num_classes=_whole(value["num_classes"], "num_classes"),
             method=dict(value["method"]),
             base_ms=_finite(value["base_ms"], "base_ms"),
             entries=entries,
@@ -202,6 +203,12 @@ def _finite(value: object, name: str) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise ValueError(f"{name} is {value!r}, not a finite number")
     return float(value)
+
+
+def _whole(value: object, name: str) -> int:
+    if type(value) is not int or value < 1:
+        raise ValueError(f"{name} is {value!r}, not a whole number above zero")
+    return value
 
 
 def _ms(value: object, name: str) -> float:

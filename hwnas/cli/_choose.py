@@ -35,8 +35,8 @@ def space_for(name: str | None, max_params: int | None) -> Space:
     return holding[0] if holding else below[-1]
 
 
-def supernet_for(space: Space, workspace: Workspace) -> Path:
-    """The folder of the one supernet of ``space`` in the workspace.
+def supernet_for(space: Space, workspace: Workspace, name: str | None) -> Path:
+    """The folder of the one supernet of ``space``, asked for as ``name``, in the workspace.
 
     Raises ``CheckpointError`` with the command to run where there is none, ``UsageError`` where
     there are several.
@@ -45,7 +45,7 @@ def supernet_for(space: Space, workspace: Workspace) -> Path:
     if not found:
         raise CheckpointError(
             f"no trained supernet of {space.id} in {workspace.root}: train one with "
-            f"`hwnas train --space {space.id}`, or name its folder with --supernet"
+            f"`hwnas train --space {name or space.id}`, or name its folder with --supernet"
         )
     if len(found) > 1:
         raise UsageError(
@@ -63,11 +63,14 @@ def sizes_for(
 
     if image_size is not None and num_classes is not None:
         return image_size, num_classes, "as asked"
-    found = _supernets(space, workspace, image_size)
-    sizes = {pair for _, pair in found if num_classes in (None, pair[1])}
-    if len(sizes) == 1:
-        size, classes = sizes.pop()
-        return size, classes, f"as the supernet {found[0][0]}"
+    found = [
+        (path, sizes)
+        for path, sizes in _supernets(space, workspace, image_size)
+        if num_classes in (None, sizes[1])
+    ]
+    if len({sizes for _, sizes in found}) == 1:
+        path, (size, classes) = found[0]
+        return size, classes, f"as the supernet {path}"
     return image_size or REFERENCE_IMAGE_SIZE, num_classes or REFERENCE_NUM_CLASSES, "the default"
 
 

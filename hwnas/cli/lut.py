@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from pathlib import Path
-from typing import TextIO
+from typing import BinaryIO
 
 import click
 
@@ -53,9 +53,9 @@ def show(table: Path, as_json: bool) -> None:
 
 @command.command("predict")
 @click.argument("table", type=click.Path(path_type=Path))
-@click.argument("archs", type=click.File("r"), default="-")
+@click.argument("archs", type=click.File("rb"), default="-")
 @click.option("--space", help="The space of the architectures, where it is a file of your own.")
-def predict(table: Path, archs: TextIO, space: str | None) -> None:
+def predict(table: Path, archs: BinaryIO, space: str | None) -> None:
     """Predict the latency of ARCHS by TABLE: JSON lines of `hwnas sample` in, JSON lines out."""
     from hwnas.luts import LatencyTable
     from hwnas.spaces import Arch, load_space, num_params
@@ -67,7 +67,7 @@ def predict(table: Path, archs: TextIO, space: str | None) -> None:
         if not line.strip():
             continue
         try:
-            arch = Arch.from_json(json.loads(line))
+            arch = Arch.from_json(json.loads(line.decode()))
             loaded.check(arch)
         except (ValueError, RecursionError) as error:
             raise SpaceError(f"{archs.name}, line {number}, is not JSON: {error}") from error

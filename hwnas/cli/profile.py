@@ -39,7 +39,11 @@ if TYPE_CHECKING:
     "--rounds", type=click.IntRange(min=5), default=40, help="Timed runs of a network in a batch."
 )
 @click.option("--seed", type=click.IntRange(min=0), default=0, help="Which networks are timed.")
-@click.option("--out", type=click.Path(path_type=Path), help="Table to write.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Table to write.  [default: in the workspace]",
+)
 @click.option("--restart", is_flag=True, help="Measure anew what an earlier run has measured.")
 @click.option("--json", "as_json", is_flag=True, help="Print quality and path as JSON.")
 @workspace_option
@@ -97,19 +101,20 @@ def command(
     else:
         click.echo(f"table           {path}")
         show_quality(table)
-    click.echo(
-        f"Next: hwnas search --space {loaded.id} --latency {table.reference.ms:.3g}ms", err=True
-    )
+    click.echo(f"Next: hwnas search --space {space} --latency {table.reference.ms:.3g}ms", err=True)
 
 
 def show_quality(table: LatencyTable) -> None:
     """Print how good a table is."""
     q, method = table.quality, table.method
-    click.echo(f"fitted to       {method['networks']} networks in {method['batches']} batches")
+    if {"networks", "batches"} <= method.keys():
+        click.echo(f"fitted to       {method['networks']} networks in {method['batches']} batches")
     click.echo(f"held out        {q.networks} networks, each timed twice")
     click.echo(f"mean error      {q.mape:.1%} (the same networks timed again: {q.retest_mape:.1%})")
     click.echo(f"within 5%, 10%  {q.within_5pct:.0%}, {q.within_10pct:.0%}")
     click.echo(f"rank agreement  Kendall {q.kendall:.3f}, Spearman {q.spearman:.3f}")
-    click.echo(f"resolution      A/A {method['a_to_a_mean']:+.2%} ± {method['a_to_a_sd']:.2%}")
+    mean, sd = (method.get(f"a_to_a_{name}") for name in ("mean", "sd"))
+    if isinstance(mean, float) and isinstance(sd, float):
+        click.echo(f"resolution      A/A {mean:+.2%} ± {sd:.2%}")
     for keys in table.aliased:
         click.echo(f"only as a sum   {' + '.join(keys)}")

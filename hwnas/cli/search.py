@@ -12,7 +12,7 @@ from hwnas.cli._output import print_json, print_wrapped
 from hwnas.cli._progress import Progress
 from hwnas.cli._types import COUNT, LATENCY
 from hwnas.cli._workspace import Workspace, workspace_option
-from hwnas.errors import TableError
+from hwnas.errors import TableError, UsageError
 
 
 @click.command("search")
@@ -37,7 +37,11 @@ from hwnas.errors import TableError
 @click.option("--p-depth", type=click.FloatRange(0, 1), default=0.2, help="Mutation of a depth.")
 @click.option("--p-block", type=click.FloatRange(0, 1), default=0.4, help="Mutation of a block.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, help="Same seed, same search.")
-@click.option("--out", type=click.Path(path_type=Path), help="Folder for what is found.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder for what is found.  [default: in the workspace]",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print winner.json instead.")
 @workspace_option
 def command(
@@ -78,16 +82,18 @@ def command(
         name = runtime or description.runtime
         backend = load_runtime(name)
         if supernet is None:
-            supernet = supernet_for(space_for(space, params), workspace)
+            supernet = supernet_for(space_for(space, params), workspace, space)
         run = load_run(supernet)
+        if space is not None and space_for(space, params).id != run.space.id:
+            raise UsageError(f"the supernet in {supernet} is of {run.space.id}, not of {space}")
         path = lut or workspace.table_path(
             description.id, name, run.space.id, run.image_size, len(run.class_names)
         )
         if lut is None and not path.exists():
             raise TableError(
-                f"no latency table at {path}: measure one with `hwnas profile --device "
-                f"{device} --space {run.space.id} --image-size {run.image_size} --num-classes "
-                f"{len(run.class_names)}`, or name one with --lut"
+                f"no latency table at {path}: measure one with `hwnas profile --device {device} "
+                f"--space {space or run.space.id} --image-size {run.image_size} "
+                f"--num-classes {len(run.class_names)}`, or name one with --lut"
             )
         table = LatencyTable.read(path)
         folder = out or workspace.search_dir(run.space.id, latency)

@@ -8,7 +8,7 @@ from typing import Any
 
 from hwnas.errors import CheckpointError
 from hwnas.files import append_line, read_lines, write_text
-from hwnas.spaces import Codes, Space
+from hwnas.spaces import Codes
 
 
 class AccuracyLog:
@@ -18,26 +18,27 @@ class AccuracyLog:
     its ratings again without rating anything anew. ``key`` says under which conditions they hold.
     """
 
-    def __init__(
-        self, path: Path, space: Space, key: Mapping[str, Any], rate: Callable[[Codes], float]
-    ):
-        self._path, self._space, self._rate = path, space, rate
+    def __init__(self, path: Path, key: Mapping[str, Any], rate: Callable[[Codes], float]):
+        self._path, self._rate = path, rate
         self._known: dict[bytes, float] = {}
         self._asked: dict[bytes, Codes] = {}
         lines = read_lines(path, lambda value: value)
-        if not lines or "conditions" not in lines[0]:
+        if not lines:
             write_text(path, "")
             append_line(path, {"conditions": dict(key)})
             return
+        theirs = lines[0].get("conditions") if isinstance(lines[0], dict) else None
+        if not isinstance(theirs, dict):
+            raise CheckpointError(
+                f"{path} is damaged: it does not begin with conditions; remove it"
+            )
         for name, value in key.items():
-            if lines[0]["conditions"].get(name) != value:
+            if theirs.get(name) != value:
                 raise CheckpointError(
-                    f"{path} holds a search with another {name} "
-                    f"({lines[0]['conditions'].get(name)!r} there, {value!r} now): "
-                    "give another --out, or remove that folder"
+                    f"{path} holds a search with another {name} ({theirs.get(name)!r} there, "
+                    f"{value!r} now): give another --out, or remove that folder"
                 )
-        for arch, accuracy in read_lines(path, lambda v: (v["codes"], float(v["accuracy"]))):
-            self._known[bytes(arch)] = accuracy
+        self._known = dict(read_lines(path, _rating))
 
     def __call__(self, codes: Codes) -> float:
         """The accuracy of one row of codes."""
@@ -57,3 +58,11 @@ class AccuracyLog:
         """All this search has asked for, the most accurate first; ties in a fixed order."""
         rated = [(self._known[name], codes) for name, codes in self._asked.items()]
         return sorted(rated, key=lambda pair: (-pair[0], pair[1].tobytes()))
+
+
+def _rating(line: dict[str, Any]) -> tuple[bytes, float]:
+    """The codes and the accuracy in a line of the log; ``ValueError`` where it is damaged."""
+    accuracy = float(line["accuracy"])
+    if not 0 <= accuracy <= 1:
+        raise ValueError(f"{accuracy} is no accuracy")
+    return bytes(line["codes"]), accuracy

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -32,7 +33,7 @@ class Budget:
 
         Raises ``TableError`` naming the block where the table lacks one.
         """
-        latency: Array = self.table.base_ms + self._latency()(codes)
+        latency: Array = self.table.base_ms + self._latency(codes)
         unknown = np.flatnonzero(np.isnan(latency))
         if len(unknown):
             size, classes = self.table.image_size, self.table.num_classes
@@ -60,33 +61,36 @@ class Budget:
 
         Raises ``BudgetError`` with the least reachable where even that breaks a budget.
         """
-        fastest = least(self.space, self._latency(), self._params(), self.max_params)
-        if fastest is None:
-            fewest = least(self.space, self._params(), self._params())
-            if fewest is None:
-                raise BudgetError(f"{self.space.id} holds no architecture at all: widen its range")
-            raise BudgetError(
-                f"no architecture of {self.space.id} has {self.max_params:,} parameters or fewer: "
-                f"the least it can reach is {self.num_params(fewest[None])[0]:,}"
-            )
-        latency_ms = float(self.latency_ms(fastest[None])[0])
-        if latency_ms > self.max_latency_ms:
-            bound = f" with {self.max_params:,} parameters or fewer" if self.max_params else ""
-            fewest = least(self.space, self._params(), self._params())
-            reach = int(self.num_params(fastest[None] if fewest is None else fewest[None])[0])
-            raise BudgetError(
-                f"no architecture of {self.space.id}{bound} runs in {self.max_latency_ms:g} ms: "
-                f"the least it can reach is {latency_ms:.3f} ms (that one has "
-                f"{self.num_params(fastest[None])[0]:,} parameters), and {reach:,} parameters at "
-                "least: give a larger --latency or a smaller --space"
-            )
+        fastest = least(self.space, self._latency, self._params, self.max_params)
+        if fastest is None or self.latency_ms(fastest[None])[0] > self.max_latency_ms:
+            raise BudgetError(self._out_of_reach())
         return fastest
 
+    def _out_of_reach(self) -> str:
+        """The sentence for budgets that nothing meets: what the space can reach at least."""
+        space, latency, params = self.space, self._latency, self._params
+        fewest = least(space, params, params)
+        if fewest is None:
+            return f"{space.id} holds no architecture at all: widen its range of parameters"
+        bound, num_least = self.max_params, int(self.num_params(fewest[None])[0])
+        fastest = least(space, latency, params, None if bound and bound < num_least else bound)
+        if fastest is None:
+            fastest = fewest
+        latency_ms = float(self.latency_ms(fastest[None])[0])  # names a block without an entry
+        wanted = f"{self.max_latency_ms:g} ms" + (f" and {bound:,} parameters" if bound else "")
+        return (
+            f"no architecture of {space.id} keeps to {wanted}: the least it can reach is "
+            f"{latency_ms:.3f} ms (with {self.num_params(fastest[None])[0]:,} parameters) and "
+            f"{num_least:,} parameters"
+        )
+
+    @cached_property
     def _latency(self) -> AdditiveCost:
         return self.space.additive_cost(
             self.table.value, self.table.image_size, self.table.num_classes
         )
 
+    @cached_property
     def _params(self) -> AdditiveCost:
         return self.space.additive_cost(
             lambda b: b.cost.params, self.table.image_size, self.table.num_classes

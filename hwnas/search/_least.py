@@ -31,8 +31,8 @@ def least(
     factors = _factors(space, cost, params)
     unit = int(np.gcd.reduce(np.concatenate([f.own.ravel() for f in factors])))
     low, high = space.params_range
-    most = high if max_params is None else max_params
-    high = min(high, most + sum(int(f.extra.max()) for f in factors))
+    if max_params is not None:
+        high = min(high, max_params + sum(int(f.extra.max()) for f in factors))
     fronts = {_State((), 0): _Front(np.zeros(1), 0, 0.0)}
     live: tuple[int, ...] = ()
     trace: list[dict[_State, _Merged]] = []
@@ -50,8 +50,8 @@ def least(
         live = tuple(stay)
     ends = []
     for state, front in fronts.items():
-        top = min(high, most + state.extra if max_params is not None else high) // unit
-        ends.append((*front.best(-(-low // unit), top), state))
+        most = high if max_params is None else min(high, max_params + state.extra)
+        ends.append((*front.best(-(-low // unit), most // unit), state))
     value, count, state = min(ends, default=(np.inf, 0, _State((), 0)))
     if value == np.inf:
         return None

@@ -19,6 +19,7 @@ from hwnas.search._budget import Budget
 from hwnas.search._coarse import Coarse, coarse
 from hwnas.search._fine import Evolution, evolve
 from hwnas.search._verify import Timed, Verification, correction, time_finalists
+from hwnas.search._winner import WEIGHTS_FILE, WINNER_FILE
 from hwnas.spaces import Codes
 
 if TYPE_CHECKING:
@@ -102,7 +103,7 @@ def search(
         "data": data.spec,
         "image_size": run.image_size,
     }
-    log = AccuracyLog(out_dir / "evaluations.jsonl", run.space, key, subnets.rate)
+    log = AccuracyLog(out_dir / "evaluations.jsonl", key, subnets.rate)
     evolve(budget, found.seeds, log, rng, settings.evolution, progress)
     best, verification, table_now = _until_verified(
         budget, log, subnets, agent, runtime, plan, rng, settings, progress
@@ -157,10 +158,11 @@ def _until_verified(
 ) -> tuple[_Finalist, Verification, LatencyTable]:
     """Time the best rated until one keeps the budget; recalibrate the table after each failure."""
     all_timed: list[_Finalist] = []
+    tried: set[bytes] = set()
     current = budget
     for number in range(1, _MAX_ROUNDS + 1):
-        tried = {f.codes.tobytes() for f in all_timed}
         ready = [(a, c) for a, c in log.ranked() if c.tobytes() not in tried]
+        ready.sort(key=lambda pair: (-pair[0], float(budget.latency_ms(pair[1][None])[0])))
         finalists = [(a, c) for a, c in ready if current.meets(c[None])[0]][:_FINALISTS]
         if not finalists:
             progress("every rated candidate broke the budget; searching on with a corrected table")
@@ -177,6 +179,7 @@ def _until_verified(
         progress(f"verify: timing {len(finalists)} finalists on the device (round {number})")
         networks = [subnets.extract(codes) for _, codes in finalists]
         verification = time_finalists(networks, budget.table, budget.space, agent, runtime, plan)
+        tried |= {codes.tobytes() for _, codes in finalists}
         for (accuracy, codes), timed in zip(finalists, verification.timed, strict=True):
             if timed is not None:
                 predicted = float(budget.latency_ms(codes[None])[0])
@@ -278,9 +281,9 @@ def _warnings(
 
 
 def _write(out_dir: Path, winner: dict[str, Any], network: Network) -> None:
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     tensors = {name: t.contiguous() for name, t in network.state_dict().items()}
-    with writing(out_dir / "winner.safetensors") as temporary:
-        save_file(tensors, temporary)
-    write_json(out_dir / "winner.json", winner)
+    with writing(out_dir / WEIGHTS_FILE) as temporary:
+        temporary.write_bytes(save(tensors))
+    write_json(out_dir / WINNER_FILE, winner)

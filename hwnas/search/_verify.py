@@ -70,7 +70,8 @@ def time_finalists(
     ]
     timed = [_timed(name, batches, table.reference.ms) for name, _ in named]
     if not any(timed):
-        raise DeviceError(f"no finalist could be timed: {next(iter(batches[0].failed.values()))}")
+        reasons = [reason for batch in batches for reason in batch.failed.values()]
+        raise DeviceError(f"no finalist could be timed: {reasons[0]}")
     return Verification(timed, float(np.median([b.reference_ms() for b in batches])))
 
 

@@ -11,13 +11,8 @@ from typing import Any
 from hwnas.errors import SpaceError, UsageError, unknown_name
 from hwnas.spaces._arch import Arch
 from hwnas.spaces._block import Block, Cost, num_macs, num_params
-from hwnas.spaces._space import (
-    REFERENCE_IMAGE_SIZE,
-    REFERENCE_NUM_CLASSES,
-    AdditiveCost,
-    Codes,
-    Space,
-)
+from hwnas.spaces._parts import AdditiveCost, Codes
+from hwnas.spaces._space import REFERENCE_IMAGE_SIZE, REFERENCE_NUM_CLASSES, Space
 from hwnas.spaces.autovit import AutoViTSpace
 
 if sys.version_info >= (3, 11):

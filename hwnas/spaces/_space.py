@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from functools import cached_property, lru_cache
 from itertools import product
 from typing import TypeAlias
@@ -22,10 +21,17 @@ import numpy.typing as npt
 from hwnas.errors import SpaceError
 from hwnas.spaces._arch import Arch, Value
 from hwnas.spaces._block import Block
+from hwnas.spaces._parts import (
+    AdditiveCost,
+    Codes,
+    Costs,
+    Mask,
+    Part,
+    Rule,
+    Stage,
+    columns_of,
+)
 
-Codes: TypeAlias = npt.NDArray[np.int8]
-Mask: TypeAlias = npt.NDArray[np.bool_]
-Costs: TypeAlias = npt.NDArray[np.float64]
 Accept: TypeAlias = Callable[[Codes], Mask]
 
 REFERENCE_IMAGE_SIZE = 256
@@ -33,73 +39,6 @@ REFERENCE_NUM_CLASSES = 1000
 _MAX_DRAWS = 4_000_000
 _MAX_BATCH = 65_536
 _MAX_RETRIES = 100
-
-
-@dataclass(frozen=True)
-class Stage:
-    """The choices of one stage: a width and a depth for all of it, the rest for each layer."""
-
-    name: str
-    width: tuple[int, ...]
-    depth: tuple[int, ...] = (1,)
-    per_layer: tuple[tuple[str, tuple[float, ...]], ...] = ()
-    optional: bool = False
-    """Whether the stage may be left out whole."""
-
-
-@dataclass(frozen=True)
-class Column:
-    """One choice: its stage, its name, its layer (None: the whole stage), its values, ascending."""
-
-    stage: int
-    name: str
-    layer: int | None
-    values: tuple[float, ...]
-
-
-@dataclass(frozen=True)
-class Part:
-    """A piece of the network that depends on few columns.
-
-    ``expand`` takes the values of ``columns``, in order, and gives (slot, block) pairs; none where
-    the part is not there. A slot is the name of the place in the supernet that holds the weights.
-    """
-
-    columns: tuple[int, ...]
-    expand: Callable[..., tuple[tuple[str, Block], ...]]
-
-
-@dataclass(frozen=True)
-class Rule:
-    """A condition on few columns that every member obeys: ``allowed`` takes their values."""
-
-    columns: tuple[int, ...]
-    allowed: Callable[..., bool]
-
-
-class AdditiveCost:
-    """A cost that is a sum over blocks, for whole matrices of codes: one look-up a part."""
-
-    def __init__(self, space: Space, parts: Sequence[Part], value: Callable[[Block], float]):
-        self.tables: list[tuple[tuple[int, ...], Costs]] = []
-        """For each part its columns, and its cost for every combination of their codes."""
-        for part in parts:
-            values = [space.columns[c].values for c in part.columns]
-            sums = [sum(value(block) for _, block in part.expand(*v)) for v in product(*values)]
-            table = np.array(sums, dtype=np.float64).reshape([len(v) for v in values])
-            self.tables.append((part.columns, table))
-
-    def __call__(self, codes: Codes) -> Costs:
-        """The cost of each row of ``codes`` [N, columns]; NaN where a block has no value."""
-        total = np.zeros(len(codes))
-        by_column = np.ascontiguousarray(codes.T).astype(np.intp)
-        for columns, table in self.tables:
-            index = by_column[columns[0]].copy()
-            for column, size in zip(columns[1:], table.shape[1:], strict=True):
-                index *= size
-                index += by_column[column]
-            total += table.ravel()[index]
-        return total
 
 
 class Space(ABC):
@@ -113,7 +52,7 @@ class Space(ABC):
         self.stages = stages
         self.params_range = params_range
         self.definition = ""
-        self.columns = tuple(_columns(stages))
+        self.columns = tuple(columns_of(stages))
         self._index = {(c.stage, c.name, c.layer): i for i, c in enumerate(self.columns)}
 
     # What a family defines.
@@ -165,7 +104,7 @@ class Space(ABC):
         num_classes: int = REFERENCE_NUM_CLASSES,
     ) -> AdditiveCost:
         """A vectorised cost, the sum of ``value`` over an architecture's blocks."""
-        return AdditiveCost(self, self._cached_parts(image_size, num_classes), value)
+        return AdditiveCost(self.columns, self._cached_parts(image_size, num_classes), value)
 
     def num_params(
         self,
@@ -225,8 +164,9 @@ class Space(ABC):
     def check(self, arch: Arch) -> Codes:
         """The codes of ``arch``. Raises ``SpaceError`` saying why where it is not a member."""
         codes = self.encode(arch)
-        if not self.follows_rules(codes[None])[0]:
-            raise SpaceError(f"the architecture breaks the rule of {self.id}: widths must grow")
+        for rule, (columns, allowed) in zip(self.rules(), self.rule_tables, strict=True):
+            if not allowed[tuple(codes[c] for c in columns)]:
+                raise SpaceError(f"the architecture breaks a rule of {self.id}: {rule.says}")
         params, (low, high) = int(self.num_params(codes[None])[0]), self.params_range
         if not low <= params <= high:
             raise SpaceError(
@@ -440,14 +380,3 @@ class Space(ABC):
                 expected = ", ".join(f"{v:g}" for v in column.values)
                 raise SpaceError(f"{where} is {value}; {self.id} has {expected}")
             codes[j] = column.values.index(value)
-
-
-def _columns(stages: Iterable[Stage]) -> Iterable[Column]:
-    for i, stage in enumerate(stages):
-        if stage.optional:
-            yield Column(i, "present", None, (0, 1))
-        yield Column(i, "width", None, stage.width)
-        yield Column(i, "depth", None, stage.depth)
-        for layer in range(max(stage.depth)):
-            for name, values in stage.per_layer:
-                yield Column(i, name, layer, values)

@@ -29,9 +29,11 @@ from typing import Any
 
 from hwnas.errors import SpaceError, unknown_name
 from hwnas.spaces._block import Block, reduced
-from hwnas.spaces._space import Part, Rule, Space, Stage
+from hwnas.spaces._parts import Part, Rule, Stage
+from hwnas.spaces._space import Space
 
 _KERNEL = 3
+_MUST_GROW = "widths must grow from stage to stage"
 _SLOTS = tuple[tuple[str, Block], ...]
 _FIELDS = (
     "family", "id", "params", "expansion", "pool_expansion", "head_dim",
@@ -77,10 +79,10 @@ class AutoViTSpace(Space):
     def rules(self) -> tuple[Rule, ...]:
         """Widths grow from stage to stage; the first MBConv stage may be as wide as the stem."""
         width = [self.column(i, "width") for i in range(len(self.stages))]
-        rules = [Rule((width[0], width[1]), lambda stem, first: stem <= first)]
+        rules = [Rule(_MUST_GROW, (width[0], width[1]), lambda stem, first: stem <= first)]
         for i, stage in enumerate(self.stages[2:], 2):
             present = (self.column(i, "present"),) if stage.optional else ()
-            rules.append(Rule((width[i - 1], width[i], *present), _grows))
+            rules.append(Rule(_MUST_GROW, (width[i - 1], width[i], *present), _grows))
         return tuple(rules)
 
     def silent_choices(self) -> dict[str, str]:
