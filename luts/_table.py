@@ -164,7 +164,7 @@ class LatencyTable:
             return cls._from_json(value)
         except KeyError as error:
             raise TableError(f"{path} is damaged: it lacks the field {error.args[0]!r}") from error
-        except (TypeError, ValueError, AttributeError, SpaceError) as error:
+        except (TypeError, ValueError, AttributeError, OverflowError, SpaceError) as error:
             raise TableError(f"{path} is damaged: {error}") from error
 
     @classmethod

@@ -22,7 +22,7 @@ class FakeRuntime(Runtime):
     """An artifact is the list of the network's block keys."""
 
     suffix = ".json"
-    environment: Mapping[str, str] = {}  # noqa: RUF012 - declared in the base
+    environment: Mapping[str, str] = {}
 
     def __init__(self, version: str = "1") -> None:
         self.version = version

@@ -113,7 +113,7 @@ XS_ARCH = load_space("autovit-xs").decode(load_space("autovit-xs").largest)
         (str(XS_ARCH), "line 2: the architecture is of space 'autovit-xs', not of 'autovit-xxs'"),
         (str(XXS_ARCH), "line 2: the architecture has "),
         (changed(XXS_ARCH, width=17), "line 2: stem.width is 17; autovit-xxs has 16, 24"),
-        (changed(XXS_ARCH, width=24), "line 2: the architecture breaks the rule"),
+        (changed(XXS_ARCH, width=24), "line 2: the architecture breaks "),
     ],
 )
 def test_a_line_that_is_no_member(hwnas: Run, files: Path, line: str | bytes, message: str) -> None:
@@ -127,8 +127,7 @@ def test_a_line_that_is_no_member(hwnas: Run, files: Path, line: str | bytes, me
     assert len(result.stdout.splitlines()) == 1
 
 
-def test_a_block_that_the_table_lacks(hwnas: Run, files: Path, table: LatencyTable) -> None:
-    key = next(key for key in table.entries if key.startswith("mbpool/"))
+def test_a_block_that_the_table_lacks(hwnas: Run, files: Path) -> None:
     value = json.loads((files / "xxs.json").read_text())
     value["entries"] = [e for e in value["entries"] if not e["block"].startswith("mbpool/")]
     (files / "xxs.json").write_text(json.dumps(value))
@@ -136,7 +135,6 @@ def test_a_block_that_the_table_lacks(hwnas: Run, files: Path, table: LatencyTab
     result = with_input(sampled, "lut", "predict", "xxs.json")
     assert result.exit_code == 1
     assert re.search(r"Error: the table has no entry for block mbpool/\S+: ", result.stderr)
-    assert key.startswith("mbpool/")
 
 
 @pytest.mark.parametrize(
