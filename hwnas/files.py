@@ -19,6 +19,8 @@ def writing(path: Path) -> Iterator[Path]:
     Raises ``StorageError`` where the folder cannot be made or the disk is full; whatever was
     written so far is then removed, and what stood at ``path`` before still stands.
     """
+    if path.exists() and not path.is_file():  # a rename would put a file where /dev/null was
+        raise StorageError(f"cannot write {path}: it is there and is not a file")
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

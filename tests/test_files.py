@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,14 @@ def test_a_parent_that_is_a_file(tmp_path: Path) -> None:
         write_json(tmp_path / "file" / "x.json", {})
     with pytest.raises(StorageError, match="cannot write"):
         append_line(tmp_path / "file" / "x.jsonl", {})
+
+
+def test_what_is_no_file_is_not_replaced_by_one(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", tmp_path):
+        with pytest.raises(StorageError, match="is there and is not a file"):
+            write_json(path, {})
+    assert (tmp_path / "pipe").is_fifo()
 
 
 def test_lines_survive_a_kill_in_the_middle_of_one(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from hwnas.cli._output import print_json
 from hwnas.cli._progress import Progress
 from hwnas.cli._types import DURATION
 from hwnas.cli._workspace import Workspace, workspace_option
+from hwnas.errors import UsageError
 
 if TYPE_CHECKING:
     from hwnas.luts import LatencyTable
@@ -74,6 +75,8 @@ def command(
     from hwnas.profilers import load_runtime
     from hwnas.spaces import load_space
 
+    if out == Path():
+        raise UsageError("--out needs the name of a file; got an empty one")
     description = load_device(device)
     loaded = load_space(space)
     with open_agent(description) as agent:

@@ -108,7 +108,7 @@ def test_all_the_way_and_a_rerun(
     batches = agent.batches
     again = hwnas(*DEMO, "--json")
     page = json.loads(again.stdout)
-    assert agent.batches == batches - 16  # the finalists are timed again, the table is not
+    assert agent.batches - batches == batches - 16  # the finalists are timed again, no table
     assert (folder / "supernet/supernet.safetensors").read_bytes() == weights
     assert (folder / "search/evaluations.jsonl").read_bytes() == ratings
     assert page["latency_ms"] == latency
@@ -125,7 +125,7 @@ def test_all_the_way_and_a_rerun(
         (("--epochs", "0"), 2, "0 is not in the range x>=1"),
         (("--time-budget", "90"), 2, "such as 90s, 10m or 1h"),
         (("--out", "file"), 2, "'file' is a file"),
-        (("--out", "file/all"), 1, "cannot write file/all/supernet/run.json"),
+        (("--out", "file/all"), 1, "write file/all/supernet/"),
     ],
 )
 def test_bad_input_is_one_sentence(

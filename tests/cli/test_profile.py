@@ -145,6 +145,7 @@ def test_killed_it_says_so_and_keeps_what_was_measured(
         (("--threads", "0"), 2, "0 is not in the range x>=1"),
         (("--seed", "-1"), 2, "-1 is not in the range x>=0"),
         (("--out", "."), 2, "File '.' is a directory"),
+        (("--out", ""), 2, "--out needs the name of a file"),
         (("surplus",), 2, "unexpected extra argument"),
     ],
 )
