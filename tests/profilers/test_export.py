@@ -208,7 +208,7 @@ def test_network_that_a_library_refuses(
 def test_file_where_a_folder_stands(network: Network, tmp_path: Path, format: str) -> None:
     path = tmp_path / f"net{FORMATS[format].suffix}"
     path.mkdir()
-    with pytest.raises(StorageError, match=f"cannot write {path}: Is a directory"):
+    with pytest.raises(StorageError, match=f"cannot write {path}: it is there and is not a file"):
         export_network(network, path, format=format, preprocessing=PREPROCESSING)
     assert list(tmp_path.iterdir()) == [path]
 
