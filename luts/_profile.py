@@ -160,13 +160,17 @@ def _resume(
 ) -> tuple[dict[str, Batch], list[float]]:
     """Batches on disk and the seconds each took; a new file where there is none."""
     lines = [] if restart else read_lines(path, lambda value: value)
-    if not lines or "conditions" not in lines[0]:
+    if not lines:
         write_text(path, "")
         append_line(path, {"conditions": dict(key)})
         return {}, []
+    conditions = lines[0].get("conditions") if isinstance(lines[0], dict) else None
+    if not isinstance(conditions, dict):
+        raise TableError(
+            f"{path} is damaged: it does not begin with conditions; use --restart to measure anew"
+        )
     for name, value in key.items():
-        theirs = lines[0]["conditions"].get(name)
-        if theirs != value:
+        if (theirs := conditions.get(name)) != value:
             raise TableError(
                 f"{path} holds measurements under another {name} ({theirs} there, {value} now): "
                 "use --restart to measure anew, or write elsewhere with --out"

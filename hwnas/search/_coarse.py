@@ -47,7 +47,10 @@ def coarse(
     columns = [i for i, c in enumerate(budget.space.columns) if c.layer is None]
     skeletons, member_of = np.unique(feasible[:, columns], axis=0, return_inverse=True)
     member_of = member_of.ravel()
-    macs = budget.space.additive_cost(lambda block: block.cost.macs)(feasible)
+    table = budget.table
+    macs = budget.space.additive_cost(
+        lambda block: block.cost.macs, table.image_size, table.num_classes
+    )(feasible)
     capacity = np.bincount(member_of, macs) / np.bincount(member_of)
     best = np.argsort(-capacity, kind="stable")
     return Coarse(

@@ -132,6 +132,15 @@ def test_measurements_of_other_conditions_do_not_mix(
         run(path, **{"agent": FakeAgent(), **changed})
 
 
+def test_measurements_without_a_head_are_not_guessed_at(profiled, tmp_path: Path) -> None:
+    path = tmp_path / "cpu.json"
+    lines = measurements_path(profiled[1]).read_text().splitlines(keepends=True)
+    for head in ("[1, 2]\n", ""):
+        measurements_path(path).write_text(head + "".join(lines[1:]))
+        with pytest.raises(TableError, match="does not begin with conditions"):
+            run(path, FakeAgent())
+
+
 def test_too_short_a_time_budget_keeps_what_was_measured(tmp_path: Path) -> None:
     path, agent = tmp_path / "cpu.json", FakeAgent()
     with pytest.raises(TableError, match=r"ended after 5 batches of at least 16, .*--time-budget"):

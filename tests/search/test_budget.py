@@ -73,20 +73,91 @@ def test_no_sampled_member_is_faster_than_the_fastest(name: str) -> None:
         assert bound is None or budget.num_params(fastest)[0] <= bound
 
 
+def frontier(latency_ms: np.ndarray, params: np.ndarray) -> list[int]:
+    """Each number of parameters from which on a faster member is within, and the one before."""
+    order = np.lexsort((latency_ms, params))
+    best = np.minimum.accumulate(latency_ms[order])
+    (steps,) = np.nonzero(np.diff(best, prepend=np.inf))
+    at = params[order[steps]].tolist()
+    return [at[0], *(bound for count in at[1:] for bound in (count - 1, count))]
+
+
 @pytest.mark.parametrize("seed", range(6))
 def test_the_fastest_is_that_of_going_through_all(
     space: Space, table: LatencyTable, everything: Everything, seed: int
 ) -> None:
     table = random_table(table, seed) if seed else table
     latency_ms, params = everything.latency_ms(table), everything.params
-    for bound in (None, params.min(), params.min() + 1, *np.percentile(params, [3, 20, 50, 100])):
-        limit = None if bound is None else int(bound)
+    for limit in (None, *frontier(latency_ms, params)):
         expected = latency_ms[params <= limit].min() if limit is not None else latency_ms.min()
         fastest = Budget(space, table, 1e9, limit).fastest()
         blocks = space.blocks(space.decode(fastest), table.image_size, table.num_classes)
         assert space.decode(fastest) in everything.archs
         assert table.predict(blocks).predicted == pytest.approx(expected, rel=1e-12)
         assert limit is None or num_params(blocks) <= limit
+
+
+SWAPS = """
+family = "autovit"
+id = "swaps"
+params = [1, 1_000_000]
+expansion = 1
+pool_expansion = 1
+head_dim = 26
+[stem]
+width = [2]
+stride = 2
+[[mbconv]]
+width = [4]
+depth = [1, 2]
+stride = 1
+[[transformer]]
+width = [6]
+depth = [1, 2, 3]
+heads = [1, 2]
+ratio = [1, 10]
+stride = 1
+"""
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_blocks_of_equal_parameters_are_told_apart_by_latency(seed: int) -> None:
+    """One more head of 26 channels has as many parameters as an MLP that is wider by 9 d."""
+    space = parse_space(SWAPS, "swaps.toml")
+    table = random_table(exact_table(space), seed)
+    sampled = {space.decode(codes) for codes in space.sample(3000, np.random.default_rng(0))}
+    assert len(sampled) == space.num_archs == 2 * (4 + 4**2 + 4**3)
+    networks = [space.blocks(arch, table.image_size, table.num_classes) for arch in sampled]
+    latency_ms = np.array([table.predict(blocks).predicted for blocks in networks])
+    params = np.array([num_params(blocks) for blocks in networks])
+    assert len(set(params)) < len(params) / 4
+    for limit in (None, *frontier(latency_ms, params)):
+        expected = latency_ms.min() if limit is None else latency_ms[params <= limit].min()
+        budget = Budget(space, table, 1e9, limit)
+        assert budget.latency_ms(budget.fastest()[None])[0] == pytest.approx(expected, rel=1e-12)
+
+
+def alone(params: str, width: int = 4) -> Space:
+    """A space of one architecture at most."""
+    one = SWAPS.replace("[1, 1_000_000]", params).replace("[4]", f"[{width}]")
+    for several in ("[1, 2]", "[1, 2, 3]", "[1, 10]"):
+        one = one.replace(several, "[1]")
+    return parse_space(one, "alone.toml")
+
+
+def test_a_space_of_one_architecture() -> None:
+    space = alone("[1, 1_000_000]")
+    (codes,) = space.sample(1, np.random.default_rng(0))
+    table, num = exact_table(space), int(space.num_params(codes[None])[0])
+    for params in (f"[{num}, {num}]", f"[1, {num}]", f"[{num}, {num + 9}]"):
+        assert Budget(alone(params), table, 1e9, None).fastest().tolist() == codes.tolist()
+    for outside in (
+        alone(f"[1, {num - 1}]"),
+        alone(f"[{num + 1}, 1_000_000]"),
+        alone("[1, 1_000_000]", width=6),  # no wider than what comes before
+    ):
+        with pytest.raises(BudgetError, match="swaps holds no architecture at all"):
+            Budget(outside, table, 1e9, None).fastest()
 
 
 def test_the_fastest_of_what_the_table_has_entries_for(
