@@ -8,6 +8,8 @@ device can resolve.
 
 from __future__ import annotations
 
+import os
+import shutil
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from hwnas.profilers import Runtime
     from hwnas.supernet import Network
 
+_FOLDER = "hwnas-batch-"
 REFERENCES = ("reference-a", "reference-b")
 
 
@@ -88,7 +91,8 @@ def time_batch(
 
     Raises ``DeviceError`` where the reference itself cannot be timed.
     """
-    with tempfile.TemporaryDirectory(prefix="hwnas-") as folder:
+    _clear_abandoned()
+    with tempfile.TemporaryDirectory(prefix=f"{_FOLDER}{os.getpid()}-") as folder:
         path = Path(folder) / f"reference{runtime.suffix}"
         runtime.export(reference, path, image_size=image_size)
         artifacts = [Artifact(name, path) for name in REFERENCES]
@@ -99,6 +103,18 @@ def time_batch(
         prepared = replace(plan, environment={**plan.environment, **runtime.environment})
         measurements = agent.measure(artifacts, prepared)
     return _batch(measurements)
+
+
+def _clear_abandoned() -> None:
+    """Remove the networks of batches whose process was killed before it could do so itself."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{_FOLDER}*-*"):
+        owner = folder.name.removeprefix(_FOLDER).partition("-")[0]
+        try:
+            os.kill(int(owner), 0)
+        except ProcessLookupError:
+            shutil.rmtree(folder, ignore_errors=True)
+        except (ValueError, OverflowError, PermissionError):
+            continue  # not of ours
 
 
 def _batch(measurements: Sequence[Measurement]) -> Batch:

@@ -19,9 +19,9 @@ class Cost(NamedTuple):
     macs: int
     """Multiply-accumulates for one image, attention's two matrix products included."""
     elements: int
-    """Numbers moved: weights read once, activations of every operator read and written."""
+    """Numbers moved, about: weights read once, activations of the operators read and written."""
     launches: int
-    """Operators that remain after folding BatchNorm and activations into their convolution."""
+    """Operators, about, after folding BatchNorm and activations into their convolution."""
 
 
 @dataclass(frozen=True)

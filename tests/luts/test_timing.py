@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+from fakes import FakeAgent, FakeRuntime
+
+from hwnas.devices import Plan
+from hwnas.errors import DeviceError
+from hwnas.luts import Batch, time_batch
+from hwnas.luts._timing import REFERENCES
+from hwnas.spaces import Block
+
+BLOCK = Block.of("mbpool", **{"in": 8, "expand": 6, "features": 10, "res": 2})
+DRIFT = (1.0, 1.5, 0.9, 1.2)
+
+
+def batch(**ms: float) -> Batch:
+    """Exact latencies, times a drift that all share in each round."""
+    both = dict.fromkeys(REFERENCES, 2.0)
+    samples = {name: tuple(v * d for d in DRIFT) for name, v in {**both, **ms}.items()}
+    return Batch(samples, {})
+
+
+def test_drift_leaves_ratios_alone() -> None:
+    assert batch(x=3.0).ratio("x") == pytest.approx(1.5)
+    assert batch().a_to_a() == pytest.approx(0.0)
+    assert batch(**{REFERENCES[0]: 2.02}).a_to_a() == pytest.approx(0.01)
+
+
+def test_one_slow_round_in_seven_hardly_counts() -> None:
+    samples = {name: (2.0,) * 7 for name in REFERENCES} | {"x": (3.0,) * 6 + (30.0,)}
+    assert Batch(samples, {}).ratio("x") == pytest.approx(1.5)
+
+
+def test_written_and_read_back_is_the_same() -> None:
+    assert Batch.from_json(batch(x=3.0).to_json()) == batch(x=3.0)
+    with pytest.raises(KeyError):
+        Batch.from_json({"samples_ms": {"x": [1.0]}, "failed": {}})
+
+
+def measure(agent: FakeAgent) -> Batch:
+    plan = Plan("fake", rounds=3)
+    return time_batch(agent, FakeRuntime(), [("x", [BLOCK])], [BLOCK], plan, image_size=8)
+
+
+def test_folders_of_processes_that_were_killed_are_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    mine, theirs = (f"hwnas-batch-{pid}-x" for pid in (os.getpid(), ended.pid))
+    for name in (mine, theirs, "hwnas-batch-other-x", "unrelated"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "network0.json").write_text("[]")
+    measure(FakeAgent())
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == {mine, "hwnas-batch-other-x", "unrelated"}
+
+
+def test_nothing_is_left_behind_by_a_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with pytest.raises(DeviceError, match="out of memory"):
+        measure(FakeAgent(fails=lambda blocks: True))
+    assert not list(tmp_path.iterdir())
