@@ -30,7 +30,7 @@ _SHARE_OF_REFERENCE = 0.9
     help="Folder for everything that is made.",
 )
 @click.option(
-    "--time-budget", type=DURATION, default="90s", help="How long to measure the latency table."
+    "--time-budget", type=DURATION, default="2m", help="How long to measure the latency table."
 )
 @click.option("--epochs", type=click.IntRange(min=1), help="Of training.  [default: the recipe's]")
 @click.option("--json", "as_json", is_flag=True, help="Print the page at the end as JSON.")
