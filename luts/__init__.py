@@ -1,6 +1,7 @@
 """Latency lookup tables: what each block costs on a device, and how well that is known."""
 
 from hwnas.luts._profile import (
+    BATCH_SIZE,
     NUM_HELD_OUT,
     Conditions,
     measurements_path,
@@ -11,6 +12,7 @@ from hwnas.luts._table import Entry, LatencyTable, Prediction, Reference
 from hwnas.luts._timing import Batch, time_batch
 
 __all__ = [
+    "BATCH_SIZE",
     "NUM_HELD_OUT",
     "Batch",
     "Conditions",

@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 Progress = Callable[[str], None]
 
 NUM_HELD_OUT = 40
-_BATCH_SIZE = 10
+BATCH_SIZE = 10
+"""Networks timed together, beside two copies of the reference."""
 _MIN_FIT_BATCHES = 6
 _PLAN_SEED_STRIDE = 1_000_003
 
@@ -129,7 +130,7 @@ def profile(
 
 def _schedule() -> Iterator[Task]:
     """Batches to fit and batches to judge in turn, then batches to fit without end."""
-    num = NUM_HELD_OUT // _BATCH_SIZE
+    num = NUM_HELD_OUT // BATCH_SIZE
     judging = [Task(f"held-out-{k}", i) for k in (1, 2) for i in range(num)]
     index = 0
     while True:
@@ -143,7 +144,7 @@ def _networks(design: Design, task: Task) -> list[Layout]:
     if task.role == "fit":
         return design.batch(task.index)
     held_out = design.held_out(NUM_HELD_OUT)
-    order = _held_out_order(design, task.role)[task.index * _BATCH_SIZE :][:_BATCH_SIZE]
+    order = _held_out_order(design, task.role)[task.index * BATCH_SIZE :][:BATCH_SIZE]
     return [held_out[i] for i in order]
 
 
@@ -192,7 +193,7 @@ def _require_enough(done: Mapping[str, Batch], time_budget_s: float, elapsed_s: 
 
 
 def _num_judging() -> int:
-    return max(2 * NUM_HELD_OUT // _BATCH_SIZE, _MIN_FIT_BATCHES)
+    return max(2 * NUM_HELD_OUT // BATCH_SIZE, _MIN_FIT_BATCHES)
 
 
 def _table(
@@ -286,8 +287,8 @@ def _held_out_ms(
     for role, found in latency_ms.items():
         order = _held_out_order(design, role)
         for position, network in enumerate(order):
-            task = Task(role, position // _BATCH_SIZE)
-            batch, name = done[task.name], f"{task.name}/{position % _BATCH_SIZE}"
+            task = Task(role, position // BATCH_SIZE)
+            batch, name = done[task.name], f"{task.name}/{position % BATCH_SIZE}"
             if name in batch.samples_ms:
                 found[network] = reference_ms * batch.ratio(name)
     both = sorted(set(latency_ms["held-out-1"]) & set(latency_ms["held-out-2"]))

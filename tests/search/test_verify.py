@@ -8,7 +8,7 @@ from fakes import FakeAgent, FakeRuntime, true_ms
 
 from hwnas.devices import Artifact, Measurement, Plan
 from hwnas.errors import DeviceError
-from hwnas.luts import LatencyTable
+from hwnas.luts import BATCH_SIZE, LatencyTable
 from hwnas.luts._timing import REFERENCES
 from hwnas.search._verify import Verification, correction, time_finalists
 from hwnas.spaces import Block, Space
@@ -54,6 +54,21 @@ def test_a_finalist_that_fails_leaves_the_others(space: Space, table: LatencyTab
     agent = FakeAgent(fails=lambda blocks: [b.key for b in blocks] == broken)
     found = time(space, table, agent)
     assert [timed is None for timed in found.timed] == [False, True, False]
+
+
+@pytest.mark.parametrize("num", [1, 5, 12])
+def test_a_batch_is_no_smaller_than_those_of_the_profile(
+    space: Space, table: LatencyTable, num: int
+) -> None:
+    sizes = []
+
+    class Counts(FakeAgent):
+        def measure(self, artifacts: Sequence[Artifact], plan: Plan) -> list[Measurement]:
+            sizes.append(len(artifacts))
+            return super().measure(artifacts, plan)
+
+    assert len(time(space, table, Counts(), num).timed) == num
+    assert set(sizes) == {len(REFERENCES) + max(num, BATCH_SIZE)}
 
 
 def test_where_all_fail_it_says_why(space: Space, table: LatencyTable) -> None:
