@@ -9,7 +9,7 @@ from hwnas.luts._profile import (
 )
 from hwnas.luts._quality import Quality, assess
 from hwnas.luts._table import Entry, LatencyTable, Prediction, Reference
-from hwnas.luts._timing import Batch, time_batch
+from hwnas.luts._timing import Batch, time_replicates
 
 __all__ = [
     "BATCH_SIZE",
@@ -24,5 +24,5 @@ __all__ = [
     "assess",
     "measurements_path",
     "profile",
-    "time_batch",
+    "time_replicates",
 ]

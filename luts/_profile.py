@@ -19,7 +19,7 @@ from hwnas.luts._design import Design, Layout, count_blocks
 from hwnas.luts._fit import Fit, aliased, fit_entries
 from hwnas.luts._quality import assess
 from hwnas.luts._table import Entry, LatencyTable, Reference
-from hwnas.luts._timing import Batch, time_batch
+from hwnas.luts._timing import Batch, time_replicates
 from hwnas.spaces import Block, Space
 
 if TYPE_CHECKING:
@@ -111,8 +111,8 @@ def profile(
         start = clock()
         networks = [(f"{task.name}/{i}", n) for i, n in enumerate(_networks(design, task))]
         seeded = replace(plan, seed=plan.seed * _PLAN_SEED_STRIDE + number)
-        batch = time_batch(
-            agent, runtime, networks, reference, seeded, image_size=conditions.image_size
+        (batch,) = time_replicates(
+            agent, runtime, networks, reference, [seeded], image_size=conditions.image_size
         )
         spent_s = clock() - start
         append_line(path, {"task": task.name, "elapsed_s": spent_s, **batch.to_json()})

@@ -78,18 +78,19 @@ def hodges_lehmann(values: npt.NDArray[np.float64]) -> float:
     return float(np.median((values[i] + values[j]) / 2))
 
 
-def time_batch(
+def time_replicates(
     agent: Agent,
     runtime: Runtime,
     networks: Sequence[tuple[str, Sequence[Block] | Network]],
     reference: Sequence[Block],
-    plan: Plan,
+    plans: Sequence[Plan],
     *,
     image_size: int,
-) -> Batch:
-    """Export ``networks`` (id, network) and time them beside ``reference`` in one fresh process.
+) -> list[Batch]:
+    """Export ``networks`` (id, network) and time them beside ``reference``, once for each plan.
 
-    Raises ``DeviceError`` where the reference itself cannot be timed.
+    Each plan is a replicate: a fresh process, the same files. Raises ``DeviceError`` where the
+    reference itself cannot be timed.
     """
     _clear_abandoned()
     with tempfile.TemporaryDirectory(prefix=f"{_FOLDER}{os.getpid()}-") as folder:
@@ -100,9 +101,13 @@ def time_batch(
             path = Path(folder) / f"network{i}{runtime.suffix}"
             runtime.export(network, path, image_size=image_size)
             artifacts.append(Artifact(name, path))
-        prepared = replace(plan, environment={**plan.environment, **runtime.environment})
-        measurements = agent.measure(artifacts, prepared)
-    return _batch(measurements)
+        environment = runtime.environment
+        return [
+            _batch(
+                agent.measure(artifacts, replace(p, environment={**p.environment, **environment}))
+            )
+            for p in plans
+        ]
 
 
 def _clear_abandoned() -> None:

@@ -72,7 +72,7 @@ def _run(out: Path, time_budget_s: float, epochs: int | None, progress: Progress
         train,
     )
 
-    # At this size a second thread gains a tenth, and beside another busy process it costs manyfold.
+    # At this size a second thread gains little, and beside another busy process it costs manyfold.
     torch.set_num_threads(1)
     space, size = load_space(_SPACE), default_image_size(DIGITS)
     data, run_dir, table_path = load_data(DIGITS, size), out / "supernet", out / "cpu.json"

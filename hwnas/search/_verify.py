@@ -11,7 +11,7 @@ import numpy as np
 
 from hwnas.devices import Agent, Plan
 from hwnas.errors import DeviceError
-from hwnas.luts import BATCH_SIZE, Batch, LatencyTable, time_batch
+from hwnas.luts import BATCH_SIZE, Batch, LatencyTable, time_replicates
 from hwnas.spaces import Space
 
 if TYPE_CHECKING:
@@ -68,17 +68,14 @@ def time_finalists(
         (f"company/{i}", tuple(block for _, block in space.layout(codes, *sizes)))
         for i, codes in enumerate(others)
     ]
-    batches = [
-        time_batch(
-            agent,
-            runtime,
-            [*named, *company],
-            reference,
-            replace(plan, seed=plan.seed + replicate),
-            image_size=table.image_size,
-        )
-        for replicate in range(_REPLICATES)
-    ]
+    batches = time_replicates(
+        agent,
+        runtime,
+        [*named, *company],
+        reference,
+        [replace(plan, seed=plan.seed + replicate) for replicate in range(_REPLICATES)],
+        image_size=table.image_size,
+    )
     timed = [_timed(name, batches, table.reference.ms) for name, _ in named]
     if not any(timed):
         reasons = [reason for batch in batches for reason in batch.failed.values()]

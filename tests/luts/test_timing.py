@@ -11,7 +11,7 @@ from fakes import FakeAgent, FakeRuntime
 
 from hwnas.devices import Plan
 from hwnas.errors import DeviceError
-from hwnas.luts import Batch, time_batch
+from hwnas.luts import Batch, time_replicates
 from hwnas.luts._timing import REFERENCES
 from hwnas.spaces import Block
 
@@ -45,7 +45,18 @@ def test_written_and_read_back_is_the_same() -> None:
 
 def measure(agent: FakeAgent) -> Batch:
     plan = Plan("fake", rounds=3)
-    return time_batch(agent, FakeRuntime(), [("x", [BLOCK])], [BLOCK], plan, image_size=8)
+    runtime, named = FakeRuntime(), [("x", [BLOCK])]
+    (timed,) = time_replicates(agent, runtime, named, [BLOCK], [plan], image_size=8)
+    return timed
+
+
+def test_replicates_are_fresh_measurements_of_the_same_files() -> None:
+    agent, runtime = FakeAgent(), FakeRuntime()
+    plans = [Plan("fake", rounds=3, seed=seed) for seed in range(4)]
+    batches = time_replicates(agent, runtime, [("x", [BLOCK])], [BLOCK], plans, image_size=8)
+    assert agent.batches == len(batches) == 4
+    assert runtime.exported == 2  # the reference and the network, once
+    assert len({batch.samples_ms["x"] for batch in batches}) == 4
 
 
 def test_folders_of_processes_that_were_killed_are_removed(

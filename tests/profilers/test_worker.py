@@ -12,7 +12,7 @@ import pytest
 
 from hwnas.devices import Artifact, LocalAgent, Plan
 from hwnas.errors import UsageError
-from hwnas.luts._timing import REFERENCES, time_batch
+from hwnas.luts._timing import REFERENCES, time_replicates
 from hwnas.profilers import Runtime, load_runtime
 from hwnas.profilers.worker import run_job
 from hwnas.spaces import load_space
@@ -118,14 +118,8 @@ def test_onnx_runtime_times_blocks_and_networks_in_a_fresh_process() -> None:
     runtime = load_runtime("onnxruntime")
     small, large = sorted(networks(2), key=lambda n: len(n.blocks))
     plan = Plan("onnxruntime", rounds=5, warmup_rounds=1)
-    batch = time_batch(
-        LocalAgent(),
-        runtime,
-        [("x", large), ("y", large.blocks)],
-        small.blocks,
-        plan,
-        image_size=32,
-    )
+    named = [("x", large), ("y", large.blocks)]
+    (batch,) = time_replicates(LocalAgent(), runtime, named, small.blocks, [plan], image_size=32)
     assert set(batch.samples_ms) == {*REFERENCES, "x", "y"}
     assert all(len(s) == 5 and min(s) > 0 for s in batch.samples_ms.values())
     assert not batch.failed
