@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hwnas.devices import Agent, Artifact, Measurement, Plan
-from hwnas.errors import DeviceError
+from hwnas.errors import DeviceError, ExportError
 from hwnas.spaces import Block
 
 if TYPE_CHECKING:
@@ -89,22 +89,28 @@ def time_replicates(
 ) -> list[Batch]:
     """Export ``networks`` (id, network) and time them beside ``reference``, once for each plan.
 
-    Each plan is a replicate: a fresh process, the same files. Raises ``DeviceError`` where the
-    reference itself cannot be timed.
+    Each plan is a replicate: a fresh process, the same files. A network that cannot be exported has
+    failed. Raises ``DeviceError`` where the reference itself cannot be timed.
     """
     _clear_abandoned()
     with tempfile.TemporaryDirectory(prefix=f"{_FOLDER}{os.getpid()}-") as folder:
         path = Path(folder) / f"reference{runtime.suffix}"
         runtime.export(reference, path, image_size=image_size)
         artifacts = [Artifact(name, path) for name in REFERENCES]
+        failed: dict[str, str] = {}
         for i, (name, network) in enumerate(networks):
             path = Path(folder) / f"network{i}{runtime.suffix}"
-            runtime.export(network, path, image_size=image_size)
+            try:
+                runtime.export(network, path, image_size=image_size)
+            except ExportError as error:
+                failed[name] = str(error)
+                continue
             artifacts.append(Artifact(name, path))
         environment = runtime.environment
         return [
             _batch(
-                agent.measure(artifacts, replace(p, environment={**p.environment, **environment}))
+                agent.measure(artifacts, replace(p, environment={**p.environment, **environment})),
+                failed,
             )
             for p in plans
         ]
@@ -122,8 +128,8 @@ def _clear_abandoned() -> None:
             continue  # not of ours
 
 
-def _batch(measurements: Sequence[Measurement]) -> Batch:
-    failed = {m.artifact_id: m.error for m in measurements if m.error}
+def _batch(measurements: Sequence[Measurement], not_exported: Mapping[str, str]) -> Batch:
+    failed = {**not_exported, **{m.artifact_id: m.error for m in measurements if m.error}}
     for name in REFERENCES:
         if name in failed:
             raise DeviceError(f"the reference network could not be timed: {failed[name]}")

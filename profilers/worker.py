@@ -12,14 +12,11 @@ import json
 import os
 import random
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TextIO
 
-from hwnas.profilers._runtime import Runtime, load_runtime
-
-Clock = Callable[[], int]
+from hwnas.profilers._runtime import Run, Runtime, load_runtime
 
 
 def main() -> None:
@@ -31,9 +28,7 @@ def main() -> None:
     run_job(job, load_runtime(job["runtime"]), answers)
 
 
-def run_job(
-    job: dict[str, Any], runtime: Runtime, answers: TextIO, clock_ns: Clock = time.perf_counter_ns
-) -> None:
+def run_job(job: dict[str, Any], runtime: Runtime, answers: TextIO) -> None:
     """Load and time the artifacts of ``job``; write one JSON line an event to ``answers``."""
 
     def say(**message: object) -> None:
@@ -42,23 +37,22 @@ def run_job(
     order = random.Random(job["seed"])
     artifacts = list(job["artifacts"])
     order.shuffle(artifacts)  # memory placement follows the order of creation
-    runs: dict[str, Callable[[], None]] = {}
+    runs: dict[str, Run] = {}
     for artifact in artifacts:
         say(at=artifact["id"])
         try:
             runs[artifact["id"]] = runtime.load(Path(artifact["path"]), job["threads"])
         except Exception as error:  # a runtime may raise anything; it is data here
             say(id=artifact["id"], error=f"{type(error).__name__}: {error}".splitlines()[0])
-    samples = _time(runs, job, order, clock_ns, lambda name: say(at=name))
+    samples = _time(runs, job, order, lambda name: say(at=name))
     for name, (warmup, timed) in samples.items():
         say(id=name, warmup_ms=warmup, samples_ms=timed)
 
 
 def _time(
-    runs: dict[str, Callable[[], None]],
+    runs: dict[str, Run],
     job: dict[str, Any],
     order: random.Random,
-    clock_ns: Clock,
     announce: Callable[[str], None],
 ) -> dict[str, tuple[list[float], list[float]]]:
     """Time every run once a round, in a new order each round; each right after an untimed run.
@@ -76,10 +70,7 @@ def _time(
             announce(name)
             run = runs[name]
             run()
-            start = clock_ns()
-            run()
-            elapsed_ms = (clock_ns() - start) / 1e6
-            samples[name][number >= job["warmup_rounds"]].append(elapsed_ms)
+            samples[name][number >= job["warmup_rounds"]].append(run())
     gc.enable()
     return samples
 

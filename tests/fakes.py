@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from hwnas.devices import Agent, Artifact, Fingerprint, Measurement, Plan
-from hwnas.profilers import Runtime
+from hwnas.profilers import Run, Runtime
 from hwnas.spaces import Block
 
 
@@ -21,10 +21,13 @@ def true_ms(block: Block) -> float:
 class FakeRuntime(Runtime):
     """An artifact is the list of the network's block keys."""
 
+    name = "fake"
     suffix = ".json"
+    options: Mapping[str, tuple[str, ...] | int] = {}
     environment: Mapping[str, str] = {}
 
     def __init__(self, version: str = "1") -> None:
+        super().__init__()
         self.version = version
         self.exported = 0
 
@@ -36,7 +39,7 @@ class FakeRuntime(Runtime):
         path.write_text(json.dumps([block.key for block in blocks]))
         self.exported += 1
 
-    def load(self, path: Path, threads: int) -> Callable[[], None]:
+    def load(self, path: Path, threads: int) -> Run:
         raise AssertionError("the fake agent runs nothing")
 
 

@@ -1,12 +1,15 @@
-"""Quantities on the command line, such as ``10ms``, ``2M``, ``10m``; defaults are such text too."""
+"""Options of several commands, and quantities such as ``10ms``, ``2M``, ``10m``."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from fractions import Fraction
+from typing import Any, TypeVar
 
 import click
+
+_F = TypeVar("_F", bound=Callable[..., Any])
 
 _QUANTITY = re.compile(r"([0-9]{1,15}(?:\.[0-9]{0,15})?|\.[0-9]{1,15})\s*([A-Za-zµ]*)")
 
@@ -61,3 +64,15 @@ DURATION = Quantity(
     expected="a time above zero with its unit, such as 90s, 10m or 1h",
 )
 """Seconds, as a float."""
+
+
+def runtime_options(command: _F) -> _F:
+    """Give a command ``--runtime`` and ``--precision``, for ``hwnas.profilers.full_spec``."""
+    command = click.option(
+        "--precision", help="fp32, fp16 or int8, where the runtime has it.  [default: its own]"
+    )(command)
+    return click.option(
+        "--runtime",
+        help="Inference runtime, as NAME or NAME:option=value,option=value.  "
+        "[default: the device's own]",
+    )(command)

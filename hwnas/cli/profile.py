@@ -10,7 +10,7 @@ import click
 from hwnas.cli._choose import sizes_for
 from hwnas.cli._output import print_json
 from hwnas.cli._progress import Progress
-from hwnas.cli._types import DURATION
+from hwnas.cli._types import DURATION, runtime_options
 from hwnas.cli._workspace import Workspace, workspace_option
 from hwnas.errors import UsageError
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 @click.command("profile")
 @click.option("--device", default="cpu", help="A device of `hwnas devices`, or FILE.toml.")
 @click.option("--space", default="autovit-xxs", help="A space of `hwnas spaces`, or FILE.toml.")
-@click.option("--runtime", help="Inference runtime.  [default: the device's own]")
+@runtime_options
 @click.option(
     "--time-budget", type=DURATION, default="10m", help="How long to measure, such as 90s or 10m."
 )
@@ -53,6 +53,7 @@ def command(
     device: str,
     space: str,
     runtime: str | None,
+    precision: str | None,
     time_budget: float,
     image_size: int | None,
     num_classes: int | None,
@@ -72,7 +73,7 @@ def command(
     """
     from hwnas.devices import Plan, load_device, open_agent
     from hwnas.luts import Conditions, profile
-    from hwnas.profilers import load_runtime
+    from hwnas.profilers import full_spec, load_runtime
     from hwnas.spaces import load_space
 
     if out == Path():
@@ -80,12 +81,11 @@ def command(
     description = load_device(device)
     loaded = load_space(space)
     with open_agent(description) as agent:
-        backend = load_runtime(runtime or description.runtime)
+        backend = load_runtime(full_spec(runtime or description.runtime, precision=precision))
         size, classes, why = sizes_for(loaded, workspace, image_size, num_classes)
-        name = runtime or description.runtime
-        path = out or workspace.table_path(description.id, name, loaded.id, size, classes)
+        path = out or workspace.table_path(description.id, backend.spec, loaded.id, size, classes)
         click.echo(f"Profiling at {size}x{size} pixels and {classes} classes ({why}).", err=True)
-        plan = Plan(name, rounds=rounds, threads=threads, seed=seed)
+        plan = Plan(backend.spec, rounds=rounds, threads=threads, seed=seed)
         progress = Progress()
         try:
             table = profile(

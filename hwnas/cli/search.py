@@ -10,7 +10,7 @@ import click
 from hwnas.cli._choose import space_for, supernet_for
 from hwnas.cli._output import print_json, print_wrapped
 from hwnas.cli._progress import Progress
-from hwnas.cli._types import COUNT, LATENCY
+from hwnas.cli._types import COUNT, LATENCY, runtime_options
 from hwnas.cli._workspace import Workspace, workspace_option
 from hwnas.errors import TableError, UsageError
 
@@ -19,7 +19,7 @@ from hwnas.errors import TableError, UsageError
 @click.option("--latency", type=LATENCY, required=True, help="Budget, such as 10ms or 0.01s.")
 @click.option("--params", type=COUNT, help="Budget of parameters, such as 2M or 1500k.")
 @click.option("--device", default="cpu", help="A device of `hwnas devices`, or FILE.toml.")
-@click.option("--runtime", help="Inference runtime.  [default: the device's own]")
+@runtime_options
 @click.option("--space", help="A space of `hwnas spaces`, or FILE.toml.  [default: by --params]")
 @click.option(
     "--supernet",
@@ -50,6 +50,7 @@ def command(
     params: int | None,
     device: str,
     runtime: str | None,
+    precision: str | None,
     space: str | None,
     supernet: Path | None,
     lut: Path | None,
@@ -72,22 +73,21 @@ def command(
     """
     from hwnas.devices import Plan, load_device, open_agent
     from hwnas.luts import LatencyTable
-    from hwnas.profilers import load_runtime
+    from hwnas.profilers import full_spec, load_runtime
     from hwnas.search import Evolution, Settings
     from hwnas.search import search as run_search
     from hwnas.train import load_data, load_run
 
     description = load_device(device)
     with open_agent(description) as agent:
-        name = runtime or description.runtime
-        backend = load_runtime(name)
+        backend = load_runtime(full_spec(runtime or description.runtime, precision=precision))
         if supernet is None:
             supernet = supernet_for(space_for(space, params), workspace, space)
         run = load_run(supernet)
         if space is not None and space_for(space, params).id != run.space.id:
             raise UsageError(f"the supernet in {supernet} is of {run.space.id}, not of {space}")
         path = lut or workspace.table_path(
-            description.id, name, run.space.id, run.image_size, len(run.class_names)
+            description.id, backend.spec, run.space.id, run.image_size, len(run.class_names)
         )
         if lut is None and not path.exists():
             raise TableError(
@@ -113,7 +113,7 @@ def command(
                 settings=Settings(
                     Evolution(population, generations, parents, p_depth, p_block), seed=seed
                 ),
-                plan=Plan(name, threads=int(table.runtime["threads"]), seed=seed),
+                plan=Plan(backend.spec, threads=int(table.runtime["threads"]), seed=seed),
                 progress=progress,
             )
         finally:

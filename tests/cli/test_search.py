@@ -34,7 +34,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     """A workspace with a trained supernet of the tiny space and its table for this machine."""
     made = Workspace(tmp_path_factory.mktemp("workspace"))
     tiny_run(made.supernet_dir("tiny", "digits", 16))
-    exact_table(SPACE).write(made.table_path("cpu", "onnxruntime", "tiny", 16, 10))
+    exact_table(SPACE).write(made.table_path("cpu", "fake", "tiny", 16, 10))
     return made
 
 
@@ -72,7 +72,7 @@ def files(folder: Path) -> dict[str, bytes]:
 
 
 def table_path(folder: Path) -> Path:
-    return Workspace(folder / "hwnas-runs").table_path("cpu", "onnxruntime", "tiny", 16, 10)
+    return Workspace(folder / "hwnas-runs").table_path("cpu", "fake", "tiny", 16, 10)
 
 
 def test_json_is_the_winner_that_is_written(hwnas: Run, folder: Path, agent: FakeAgent) -> None:

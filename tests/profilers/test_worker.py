@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,25 +13,24 @@ import pytest
 from hwnas.devices import Artifact, LocalAgent, Plan
 from hwnas.errors import UsageError
 from hwnas.luts._timing import REFERENCES, time_replicates
-from hwnas.profilers import Runtime, load_runtime
+from hwnas.profilers import RUNTIMES, Run, Runtime, full_spec, load_runtime
 from hwnas.profilers.worker import run_job
 from hwnas.spaces import load_space
 from hwnas.supernet import Network, build
 
 
 class Scripted(Runtime):
-    """Networks that take a known time on a clock that only they move."""
+    """Networks that take a known time."""
 
+    name = "scripted"
     suffix = ".txt"
+    options: Mapping[str, tuple[str, ...] | int] = {}
     environment: Mapping[str, str] = {}
 
-    def __init__(self) -> None:
-        self.now_ns = 0
+    def __init__(self, **chosen: str | int) -> None:
+        super().__init__(**chosen)
         self.ran: list[str] = []
         self.loaded: list[str] = []
-
-    def clock(self) -> int:
-        return self.now_ns
 
     def describe(self, threads: int) -> dict[str, str | int]:
         return {}
@@ -39,14 +38,14 @@ class Scripted(Runtime):
     def export(self, network: Any, path: Path, *, image_size: int) -> None:
         raise AssertionError("the worker exports nothing")
 
-    def load(self, path: Path, threads: int) -> Callable[[], None]:
+    def load(self, path: Path, threads: int) -> Run:
         self.loaded.append(path.name)
         if path.name == "broken":
             raise RuntimeError("Protobuf parsing failed.\nat line 3")
 
-        def run() -> None:
+        def run() -> float:
             self.ran.append(path.name)
-            self.now_ns += int(path.name) * 1000
+            return int(path.name) / 1000
 
         return run
 
@@ -58,7 +57,7 @@ def job(*names: str, rounds: int = 4) -> dict[str, Any]:
 
 def answers(runtime: Scripted, work: dict[str, Any]) -> list[dict[str, Any]]:
     out = io.StringIO()
-    run_job(work, runtime, out, runtime.clock)
+    run_job(work, runtime, out)
     return [json.loads(line) for line in out.getvalue().splitlines()]
 
 
@@ -93,6 +92,38 @@ def test_what_does_not_load_is_an_answer_and_the_rest_is_timed() -> None:
     errors = [m for m in messages if "error" in m]
     assert errors == [{"id": "nbroken", "error": "RuntimeError: Protobuf parsing failed."}]
     assert {m["id"] for m in messages if "samples_ms" in m} == {"n1", "n2"}
+
+
+def test_a_spec_names_a_runtime_and_its_options(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        Scripted, "options", {"precision": ("fp32", "fp16"), "mode": ("a", "b"), "trials": 0}
+    )
+    monkeypatch.setitem(RUNTIMES, "scripted", f"{__name__}:Scripted")
+    runtime = load_runtime("scripted:trials=20,mode=b,precision=fp32")
+    assert runtime.chosen == {"precision": "fp32", "mode": "b", "trials": 20}
+    assert runtime.spec == "scripted:mode=b,trials=20"
+    assert load_runtime(runtime.spec).chosen == runtime.chosen
+    assert load_runtime("scripted").spec == "scripted"
+    assert full_spec("scripted", precision=None) == "scripted"
+    assert full_spec(full_spec("scripted", mode="b"), trials="3") == "scripted:mode=b,trials=3"
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("scripted:mod=b", "option of scripted"),
+        ("scripted:mode=c", "mode of scripted"),
+        ("scripted:trials=many", "trials of scripted is a whole number; got 'many'"),
+        ("scripted:trials", "trials of scripted is a whole number; got ''"),
+    ],
+)
+def test_a_spec_that_says_nothing_known_is_refused(
+    spec: str, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Scripted, "options", {"mode": ("a", "b"), "trials": 0})
+    monkeypatch.setitem(RUNTIMES, "scripted", f"{__name__}:Scripted")
+    with pytest.raises(UsageError, match=message):
+        load_runtime(spec)
 
 
 def test_an_artifact_is_named_before_it_is_touched() -> None:
