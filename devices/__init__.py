@@ -10,10 +10,13 @@ from hwnas.devices._descriptions import (
     state,
 )
 from hwnas.devices._local import LocalAgent
+from hwnas.devices._macos import macos_release
+from hwnas.devices._nvidia import NVIDIA_ENVIRONMENT, NvidiaGpu, first_gpu
 from hwnas.devices._open import open_agent
 
 __all__ = [
     "DEVICES",
+    "NVIDIA_ENVIRONMENT",
     "Agent",
     "Artifact",
     "DeviceDescription",
@@ -21,8 +24,11 @@ __all__ = [
     "Fingerprint",
     "LocalAgent",
     "Measurement",
+    "NvidiaGpu",
     "Plan",
+    "first_gpu",
     "load_device",
+    "macos_release",
     "open_agent",
     "require_attached",
     "state",

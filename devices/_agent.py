@@ -45,6 +45,8 @@ class Measurement:
     samples_ms: tuple[float, ...] = ()
     warmup_ms: tuple[float, ...] = ()
     error: str | None = None
+    placement: Mapping[str, Mapping[str, int]] | None = None
+    """Where its operators ran, for a runtime that chooses: processor -> operator -> how many."""
 
 
 class Agent(ABC):

@@ -13,6 +13,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from hwnas.devices._macos import macos_release
+from hwnas.devices._nvidia import first_gpu
 from hwnas.errors import DeviceError, UsageError, unknown_name
 
 if sys.version_info >= (3, 11):
@@ -20,7 +22,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-DEVICES = ("cpu", "iphone13")
+DEVICES = ("cpu", "gpu", "mac", "iphone13")
 _HOW_TO_ATTACH = (
     "connect it by cable to a Mac with Xcode, unlock it, trust the Mac, turn on Developer Mode "
     "(Settings, Privacy & Security), and run hwnas on that Mac; "
@@ -102,7 +104,15 @@ def require_attached(description: DeviceDescription) -> None:
         raise DeviceError(found.reason)
 
 
-def _why_no_local(_: DeviceDescription) -> str:
+def _why_no_local(description: DeviceDescription) -> str:
+    """This machine is always here; the GPU or the system that its runtime needs may not be."""
+    try:
+        if "processor=cuda" in description.runtime:
+            first_gpu()
+        if description.runtime.partition(":")[0] == "coreml":
+            macos_release()
+    except DeviceError as error:
+        return str(error)
     return ""
 
 

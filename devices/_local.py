@@ -18,7 +18,14 @@ from hwnas.devices._agent import Agent, Artifact, Fingerprint, Measurement, Plan
 from hwnas.errors import DeviceError
 
 WORKER = (sys.executable, "-m", "hwnas.profilers.worker")
-_CPU_FEATURES = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_tile", "asimd", "asimddp")
+_CPU_FEATURES = (
+    *("avx2", "fma", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16"),
+    *("amx_tile", "amx_int8", "amx_bf16"),
+    *("asimd", "asimdhp", "asimddp", "i8mm", "bf16", "sve", "sve2", "sme"),
+)
+"""Flags by which runtimes choose their kernels, as Linux spells them."""
+_CPUINFO = Path("/proc/cpuinfo")
+_CPUS = Path("/sys/devices/system/cpu")
 
 
 class LocalAgent(Agent):
@@ -33,15 +40,21 @@ class LocalAgent(Agent):
         self._process: subprocess.Popen[bytes] | None = None
 
     def info(self) -> Fingerprint:
-        """CPU model, the features that matter to kernels, cores this process may use, and OS."""
+        """What latencies depend on, and a table is refused for where it differs.
+
+        The CPU's model, the features that matter to kernels, the frequency governor, the cores this
+        process may use, and the system: its name, machine, and release to the second number. Left
+        out, for they change without changing latencies by more than a machine does from day to
+        day: the kernel's later numbers, microcode, host name, amount of memory, current frequency.
+        """
         cpu, flags = _cpu()
+        release = ".".join(platform.release().split(".")[:2])
         return {
             "cpu": cpu,
             "features": " ".join(f for f in _CPU_FEATURES if f in flags),
-            "cores": len(os.sched_getaffinity(0))
-            if hasattr(os, "sched_getaffinity")
-            else os.cpu_count() or 1,
-            "os": f"{platform.system()} {platform.machine()}",
+            "governor": _governor(),
+            "cores": len(_cores()),
+            "os": f"{platform.system()} {release} {platform.machine()}",
         }
 
     def measure(self, artifacts: Sequence[Artifact], plan: Plan) -> list[Measurement]:
@@ -95,8 +108,12 @@ class LocalAgent(Agent):
                 elif "error" in message:
                     done[message["id"]] = Measurement(message["id"], error=message["error"])
                 elif "samples_ms" in message:
-                    samples, warmup = message["samples_ms"], message["warmup_ms"]
-                    done[message["id"]] = Measurement(message["id"], (*samples,), (*warmup,))
+                    done[message["id"]] = Measurement(
+                        message["id"],
+                        (*message["samples_ms"],),
+                        (*message["warmup_ms"],),
+                        placement=message.get("placement"),
+                    )
             if message["end"] == "done" and all(a.id in done for a in artifacts):
                 return None
             if message["end"] == "refused":
@@ -158,17 +175,43 @@ class _Messages:
         return {"end": "done" if status == 0 else "died" if self._heard else "refused"}
 
 
+def _cores() -> set[int]:
+    """The cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return os.sched_getaffinity(0)
+    return set(range(os.cpu_count() or 1))
+
+
+def _governor() -> str:
+    """How the frequency of these cores is governed; ``none`` where the system does not say."""
+    found = set()
+    for core in _cores():
+        with contextlib.suppress(OSError):
+            found.add((_CPUS / f"cpu{core}/cpufreq/scaling_governor").read_text().strip())
+    return " ".join(sorted(found)) or "none"
+
+
 def _cpu() -> tuple[str, frozenset[str]]:
-    """The CPU's model name and flags, as far as the system tells."""
-    fields: dict[str, str] = {}
+    """The CPU's model and flags, as far as the system tells.
+
+    A virtual machine may give one name to several generations, and Arm gives numbers only: so the
+    model's numbers stand beside its name.
+    """
+    fields: dict[str, set[str]] = {}
     with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
+        for line in _CPUINFO.read_text().splitlines():
             name, _, value = line.partition(":")
-            fields.setdefault(name.strip().lower(), value.strip())
+            fields.setdefault(name.strip().lower(), set()).add(value.strip())
     if sys.platform == "darwin":
         query = ["sysctl", "-n", "machdep.cpu.brand_string"]
         done = subprocess.run(query, check=False, capture_output=True, text=True)
-        fields["model name"] = done.stdout.strip()
-    flags = fields.get("flags") or fields.get("features") or ""
-    model = fields.get("model name") or fields.get("hardware") or platform.processor()
-    return model or platform.machine(), frozenset(flags.split())
+        fields["model name"] = {done.stdout.strip()}
+    flags = " ".join(fields.get("flags") or fields.get("features") or ())
+    model = " ".join(sorted(fields.get("model name") or fields.get("hardware") or ()))
+    numbers = [
+        f"{name.removeprefix('cpu ')} {' '.join(sorted(fields[name]))}"
+        for name in ("cpu family", "model", "cpu implementer", "cpu part")
+        if name in fields
+    ]
+    parts = [model or platform.processor() or platform.machine(), *numbers]
+    return ", ".join(parts), frozenset(flags.split())

@@ -49,13 +49,17 @@ def write_json(path: Path, value: object) -> None:
 def read_json(path: Path, what: str, error: type[HwnasError]) -> Any:
     """Read JSON from ``path``; raise ``error`` naming ``what`` where it is missing or damaged."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_number)
     except FileNotFoundError:
         raise error(f"no {what} at {path}") from None
     except OSError as cause:
         raise error(f"cannot read the {what} {path}: {cause.strerror or cause}") from cause
     except (ValueError, RecursionError) as cause:
         raise error(f"{path} is not a whole {what} (damaged or cut short?): {cause}") from cause
+
+
+def _no_number(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
 
 
 def append_line(path: Path, value: object) -> None:

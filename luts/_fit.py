@@ -6,17 +6,18 @@ A network's latency is the sum of its blocks' entries. Written relative to the m
     1 = sum_k a[n, k] theta[k] / y[n] + batch effect + noise,    theta = Phi beta + delta
 
 ``Phi beta`` is a small cost model, for each kind of block non-negative coefficients of MACs,
-elements moved and launches; ``delta[k]`` ~ N(0, (tau * prior[k])^2) lets the data move an entry
-away from it where the data are strong. tau and the size of the batch effect are chosen by marginal
-likelihood; rows that fit badly are weighted down (Huber), for the right tail of timings is heavy.
+elements moved and launches; ``delta[k]`` ~ N(0, (tau * prior[k])^2), with a tau for each kind, lets
+the data move an entry away from it where the data are strong. How far the entries of a kind stray
+and how large the batch effect is are not known either: the answer is a mean over draws of them from
+their posterior (Gibbs sampling on a grid, by marginal likelihood), so that standard errors hold
+what is not known about them. Rows that fit badly are weighted down (Huber), for the right tail of
+timings is heavy.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import product
-from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -28,30 +29,34 @@ Array = npt.NDArray[np.float64]
 
 # Standard deviations in units of a network's noise: of an entry around the cost model (relative to
 # the entry), and of the batch effect.
-_ENTRY_RATIOS = (0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 40.0)
+_ENTRY_RATIOS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
 _BATCH_RATIOS = (0.0, 0.3, 1.0, 3.0)
 _HUBER = 1.345
 _ITERATIONS = 4
+_DRAWS = 20
 _SCALES = np.array([1e-6, 1e-6, 1.0])  # MACs and elements in millions, launches as they are
-
-
-class _Ratios(NamedTuple):
-    entry: float
-    batch: float
+_RIDGE = 1e-6  # keeps coefficients that the data cannot tell apart from running away
 
 
 @dataclass(frozen=True)
 class Fit:
-    """Entries [K] in the order of the blocks given, their standard errors, and what was chosen."""
+    """Entries [K] in the order of the blocks given, how well they are known, and what was found."""
 
     entries_ms: Array
-    se_ms: Array
-    tau: float
-    """How far entries stray from the cost model, relative to it."""
+    covariance: Array
+    """Of the entries [K, K], in ms squared."""
+    tau: dict[str, float]
+    """For each kind of block, how far its entries stray from the cost model, relative to it."""
     noise: float
     """Relative standard deviation of one network's timing."""
     batch_sd: float
     """Relative standard deviation of the batch effect."""
+
+    @property
+    def se_ms(self) -> Array:
+        """Standard errors of the entries [K]."""
+        root: Array = np.sqrt(np.diag(self.covariance))
+        return root
 
 
 def fit_entries(
@@ -65,31 +70,23 @@ def fit_entries(
     if len(latency_ms) < 2:
         raise TableError("a table needs at least two timed networks: profile longer")
     rows = counts / latency_ms[:, None]
-    target = np.ones(len(rows))
-    features = _features(blocks)
     membership = (batch[:, None] == np.unique(batch)[None]).astype(np.float64)
+    features = cost_features(blocks)
+    features /= np.linalg.norm(rows @ features, axis=0) + 1e-30
     weights = np.ones(len(rows))
-    prior = features @ _non_negative(rows @ features, target)
-    ratios = _Ratios(5.0, 0.0)
+    spread = _spread(features @ _non_negative(*_normal(rows @ features, weights)))
+    kinds = list(dict.fromkeys(block.kind for block in blocks))
+    group = np.array([kinds.index(block.kind) for block in blocks])
+    ratios = np.array([_ENTRY_RATIOS[2]] * len(kinds) + [_BATCH_RATIOS[1]])
     for _ in range(_ITERATIONS):
-        spread = np.maximum(prior, 1e-3 * prior.mean())
-        ratios = _choose(rows, features, spread, membership, weights, target)
-        whiten = np.linalg.inv(
-            np.linalg.cholesky(_covariance(rows, spread, membership, weights, ratios))
-        )
-        beta = _non_negative(whiten @ rows @ features, whiten @ target)
-        prior = features @ beta
-        solution = _solve(rows, features[:, beta > 0], spread, membership, weights, ratios)
-        residual = target - rows @ solution.entries_ms - membership @ solution.effects
+        system = _System(rows, features, spread, group, membership, weights)
+        best = system.sweep(ratios, lambda likelihood: int(np.argmax(likelihood)))
+        ratios = best.ratios
+        spread = _spread(features @ best.beta)
+        residual = 1 - rows @ (features @ best.beta) - system.random @ system.unknowns(best)
         scale = 1.4826 * np.median(np.abs(residual)) + 1e-12
         weights = np.minimum(1.0, _HUBER * scale / np.maximum(np.abs(residual), 1e-12))
-    return Fit(
-        np.maximum(solution.entries_ms, 0.0),
-        solution.se_ms,
-        ratios.entry * solution.noise,
-        solution.noise,
-        ratios.batch * solution.noise,
-    )
+    return _average(system, best, kinds)
 
 
 def aliased(blocks: Sequence[Block], counts: Array) -> list[list[str]]:
@@ -110,7 +107,8 @@ def aliased(blocks: Sequence[Block], counts: Array) -> list[list[str]]:
     return [[names[i] for i in sorted(s)] for s in sets]
 
 
-def _features(blocks: Sequence[Block]) -> Array:
+def cost_features(blocks: Sequence[Block]) -> Array:
+    """What the cost model sees of each block [K, 3 x kinds]: MACs, elements, launches."""
     kinds = list(dict.fromkeys(block.kind for block in blocks))
     table = np.zeros((len(blocks), 3 * len(kinds)))
     for i, block in enumerate(blocks):
@@ -120,81 +118,132 @@ def _features(blocks: Sequence[Block]) -> Array:
     return table
 
 
-def _non_negative(matrix: Array, target: Array) -> Array:
+def _spread(prior: Array) -> Array:
+    floored: Array = np.maximum(prior, 1e-3 * prior.mean())
+    return floored
+
+
+def _normal(matrix: Array, weights: Array) -> tuple[Array, Array]:
+    weighted = matrix * weights[:, None]
+    return weighted.T @ matrix, weighted.sum(0)
+
+
+def _non_negative(gram: Array, moment: Array) -> Array:
+    """The x >= 0 that minimises x' gram x - 2 moment' x."""
     from scipy.optimize import nnls
 
-    norms = np.linalg.norm(matrix, axis=0) + 1e-30
-    # A whisper of ridge keeps coefficients that the data cannot tell apart from running away.
-    ridge = np.vstack([matrix / norms, 1e-3 * np.eye(matrix.shape[1])])
-    solution: Array = nnls(ridge, np.concatenate([target, np.zeros(matrix.shape[1])]))[0] / norms
+    lower = np.linalg.cholesky(gram + _RIDGE * np.eye(len(gram)))
+    solution: Array = nnls(lower.T, np.linalg.solve(lower, moment))[0]
     return solution
-
-
-def _covariance(
-    rows: Array, spread: Array, membership: Array, weights: Array, ratios: _Ratios
-) -> Array:
-    """Covariance of the targets around the cost model, in units of the noise's variance."""
-    entries = rows * (ratios.entry * spread)
-    effects = ratios.batch * membership
-    covariance: Array = np.diag(1 / weights) + entries @ entries.T + effects @ effects.T
-    return covariance
-
-
-def _choose(
-    rows: Array, features: Array, spread: Array, membership: Array, weights: Array, target: Array
-) -> _Ratios:
-    """The ratios of greatest marginal likelihood, the noise profiled out."""
-    best, chosen = -np.inf, _Ratios(5.0, 0.0)
-    for ratios in map(_Ratios._make, product(_ENTRY_RATIOS, _BATCH_RATIOS)):
-        lower = np.linalg.cholesky(_covariance(rows, spread, membership, weights, ratios))
-        y = np.linalg.solve(lower, target)
-        x = np.linalg.solve(lower, rows @ features)
-        residual = y - x @ _non_negative(x, y)
-        likelihood = -len(y) / 2 * np.log(residual @ residual) - np.log(np.diag(lower)).sum()
-        if likelihood > best:
-            best, chosen = likelihood, ratios
-    return chosen
 
 
 @dataclass(frozen=True)
 class _Solution:
-    entries_ms: Array
-    se_ms: Array
-    effects: Array
+    """The cost model for one choice of ratios, and how likely the timings are under it."""
+
+    ratios: Array
+    """One for each kind of block, and one for the batches."""
+    beta: Array
     noise: float
+    log_likelihood: float
 
 
-def _solve(
-    rows: Array,
-    features: Array,
-    spread: Array,
-    membership: Array,
-    weights: Array,
-    ratios: _Ratios,
-) -> _Solution:
-    """Henderson's mixed-model equations for (beta, delta, batch effects)."""
-    num_beta, num_entries = features.shape[1], len(spread)
-    columns = [rows @ features, rows * spread]
-    precision = [np.zeros(num_beta), np.full(num_entries, ratios.entry**-2)]
-    if ratios.batch > 0:
-        columns.append(membership)
-        precision.append(np.full(membership.shape[1], ratios.batch**-2))
-    x = np.hstack(columns)
-    root = np.sqrt(weights)[:, None]
-    norms = np.linalg.norm(root * x, axis=0) + 1e-30
-    penalty = np.concatenate(precision) / norms**2
-    gram = (root * x / norms).T @ (root * x / norms) + np.diag(penalty + 1e-10)
-    inverse = np.linalg.inv(gram)
-    unknowns = inverse @ ((root * x / norms).T @ root[:, 0]) / norms
-    residual = root[:, 0] * (1 - x @ unknowns)
-    freedom = max(1.0, len(rows) - float(np.trace(inverse @ (gram - np.diag(penalty + 1e-10)))))
-    noise = float(np.sqrt(residual @ residual / freedom))
-    to_entries = np.hstack(
-        [features, np.diag(spread), np.zeros((num_entries, x.shape[1] - num_beta - num_entries))]
+class _System:
+    """The mixed model; sums over networks are taken once for all ratios that are tried."""
+
+    def __init__(
+        self,
+        rows: Array,
+        features: Array,
+        spread: Array,
+        group: npt.NDArray[np.intp],
+        membership: Array,
+        weights: Array,
+    ):
+        self.rows, self.features, self.spread = rows, features, spread
+        self.num_networks, self.num_entries = rows.shape
+        self.random = np.hstack([rows * spread, membership])  # [N, K + batches]
+        batches = np.full(membership.shape[1], group.max() + 1)
+        self._group = np.concatenate([group, batches])
+        fixed = rows @ features
+        weighted = self.random * weights[:, None]
+        self._gram = weighted.T @ self.random
+        self._cross = weighted.T @ fixed
+        self._moment = weighted.sum(0)
+        self._fixed_gram, self._fixed_moment = _normal(fixed, weights)
+        self._total = float(weights.sum())
+
+    def _inner(self, scales: Array) -> Array:
+        return np.eye(len(scales)) + scales[:, None] * self._gram * scales
+
+    def sweep(self, ratios: Array, pick: Callable[[Array], int]) -> _Solution:
+        """Choose each ratio in turn, given the others, by ``pick`` from log-likelihoods."""
+        for i in range(len(ratios)):
+            grid = _BATCH_RATIOS if i == len(ratios) - 1 else _ENTRY_RATIOS
+            tried = [self.solve(np.where(np.arange(len(ratios)) == i, v, ratios)) for v in grid]
+            chosen = tried[pick(np.array([s.log_likelihood for s in tried]))]
+            ratios = chosen.ratios
+        return chosen
+
+    def solve(self, ratios: Array) -> _Solution:
+        """Generalised least squares for the cost model, the noise profiled out."""
+        scales = ratios[self._group]
+        lower = np.linalg.cholesky(self._inner(scales))
+        cross = np.linalg.solve(lower, scales[:, None] * self._cross)
+        moment = np.linalg.solve(lower, scales * self._moment)
+        gram = self._fixed_gram - cross.T @ cross
+        target = self._fixed_moment - cross.T @ moment
+        beta = _non_negative(gram, target)
+        total = self._total - moment @ moment
+        residual = max(1e-12, float(total - 2 * target @ beta + beta @ gram @ beta))
+        likelihood = -self.num_networks / 2 * np.log(residual) - np.log(np.diag(lower)).sum()
+        freedom = max(1, self.num_networks - int((beta > 0).sum()))
+        return _Solution(ratios, beta, float(np.sqrt(residual / freedom)), float(likelihood))
+
+    def unknowns(self, solution: _Solution) -> Array:
+        """Entries around the cost model, in units of ``spread``, and batch effects."""
+        scales = solution.ratios[self._group]
+        moment = scales * (self._moment - self._cross @ solution.beta)
+        found: Array = scales * np.linalg.solve(self._inner(scales), moment)
+        return found
+
+    def entries(self, solution: _Solution) -> tuple[Array, Array]:
+        """The entries [K] and their covariance [K, K], given the ratios."""
+        active = self.features[:, solution.beta > 0]
+        cross = self._cross[:, solution.beta > 0]
+        scales = solution.ratios[self._group]
+        inverse = np.linalg.inv(self._inner(scales)) * scales[:, None] * scales
+        gram = self._fixed_gram[np.ix_(solution.beta > 0, solution.beta > 0)]
+        of_beta = np.linalg.inv(gram - cross.T @ inverse @ cross + _RIDGE * np.eye(len(gram)))
+        kept = slice(0, self.num_entries)
+        # theta = active beta + spread delta, and delta given beta is linear in beta.
+        slope = active - self.spread[:, None] * (inverse @ cross)[kept]
+        delta = self.spread[:, None] * inverse[kept, kept] * self.spread
+        covariance = solution.noise**2 * (delta + slope @ of_beta @ slope.T)
+        strayed = self.spread * self.unknowns(solution)[kept]
+        return self.features @ solution.beta + strayed, covariance
+
+
+def _average(system: _System, start: _Solution, kinds: Sequence[str]) -> Fit:
+    """Mean and covariance over draws of the ratios, the same draws each time."""
+    rng = np.random.default_rng(0)
+
+    def draw(likelihood: Array) -> int:
+        weights = np.exp(likelihood - likelihood.max())
+        return int(rng.choice(len(weights), p=weights / weights.sum()))
+
+    draws = [start]
+    for _ in range(_DRAWS):
+        draws.append(system.sweep(draws[-1].ratios, draw))
+    found = [system.entries(d) for d in draws[1:]]
+    entries = np.array([mean for mean, _ in found])
+    within = np.mean([covariance for _, covariance in found], axis=0)
+    noise = np.array([d.noise for d in draws[1:]])
+    strayed = np.mean([d.ratios * d.noise for d in draws[1:]], axis=0)
+    return Fit(
+        np.maximum(entries.mean(0), 0.0),
+        within + np.cov(entries, rowvar=False, bias=True),
+        dict(zip(kinds, map(float, strayed[:-1]), strict=True)),
+        float(noise.mean()),
+        float(strayed[-1]),
     )
-    scaled = to_entries / norms
-    se = noise * np.sqrt(np.maximum(0.0, np.einsum("ij,jk,ik->i", scaled, inverse, scaled)))
-    effects = (
-        unknowns[num_beta + num_entries :] if ratios.batch > 0 else np.zeros(membership.shape[1])
-    )
-    return _Solution(to_entries @ unknowns, se, effects, noise)

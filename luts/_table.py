@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from hwnas.errors import SpaceError, TableError
 from hwnas.files import read_json, write_json
+from hwnas.luts._additivity import PairCheck
 from hwnas.luts._quality import Quality
+from hwnas.luts._timing import add_up
 from hwnas.spaces import Arch, Block, Space
 
-SCHEMA = 1
-_Z95 = 1.96
+SCHEMA = 2
+_MOST = 10**9
+_T95 = 2.02  # Student's t, for the 40 held-out networks that the spread comes from
 
 
 @dataclass(frozen=True)
@@ -62,12 +65,21 @@ class LatencyTable:
     num_classes: int
     method: Mapping[str, Any]
     base_ms: float
+    """What every network costs; 0 where it is in the entries of the blocks that every one has."""
     entries: Mapping[str, Entry]
     aliased: tuple[tuple[str, ...], ...]
     """Sets of blocks of which only the sum was determined by the networks that were timed."""
     reference: Reference
     quality: Quality
     created: str
+    keys: str = "full"
+    """``full``: each block has its own entry; else the keying by which blocks share one."""
+    quality_by_keys: Mapping[str, Quality] = field(default_factory=dict)
+    """The same as ``quality`` for every keying of the same timings."""
+    pairs: tuple[PairCheck, ...] = ()
+    """Where two blocks were removed together as well as singly, the worst first."""
+    placement: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    """Where the operators ran, of a runtime that chooses: processor -> operator -> how many."""
 
     def ms(self, block: Block) -> float:
         """The entry of ``block`` (ms). Raises ``TableError`` naming a block that has none."""
@@ -80,9 +92,13 @@ class LatencyTable:
         return entry.ms
 
     def predict(self, blocks: Iterable[Block]) -> Prediction:
-        """The latency of a network of ``blocks``: base and entries summed, with its interval."""
+        """The latency of a network of ``blocks``: base and entries summed, with its interval.
+
+        The interval is for one network's measured latency; its width is the spread of measured
+        around predicted latencies of the held-out networks.
+        """
         predicted = self.base_ms + math.fsum(self.ms(block) for block in blocks)
-        margin = _Z95 * self.quality.relative_sd * predicted
+        margin = _T95 * self.quality.relative_sd * predicted
         return Prediction(predicted, max(0.0, predicted - margin), predicted + margin)
 
     @cached_property
@@ -140,11 +156,15 @@ class LatencyTable:
                 "image_size": self.image_size,
                 "num_classes": self.num_classes,
                 "method": dict(self.method),
+                "keys": self.keys,
                 "base_ms": self.base_ms,
                 "entries": entries,
                 "aliased": [list(keys) for keys in self.aliased],
                 "reference": {"arch": self.reference.arch.to_json(), "ms": self.reference.ms},
                 "quality": self.quality.to_json(),
+                "quality_by_keys": {k: q.to_json() for k, q in self.quality_by_keys.items()},
+                "placement": self.placement,
+                "pairs": [pair.to_json() for pair in self.pairs],
                 "created": self.created,
             },
         )
@@ -177,7 +197,6 @@ class LatencyTable:
             entries[key] = Entry(_ms(e["ms"], key), _ms(e["se_ms"], key), _whole(e["count"], key))
         if not entries:
             raise ValueError("it has no entries")
-        quality = {name: _finite(number, name) for name, number in value["quality"].items()}
         device, runtime = dict(value["device"]), dict(value["runtime"])
         if not isinstance(device["id"], str) or not isinstance(device["fingerprint"], dict):
             raise ValueError("device must hold an id and a fingerprint")
@@ -190,13 +209,32 @@ class LatencyTable:
             image_size=_whole(value["image_size"], "image_size"),
             num_classes=_whole(value["num_classes"], "num_classes"),
             method=dict(value["method"]),
+            keys=str(value["keys"]),
             base_ms=_finite(value["base_ms"], "base_ms"),
             entries=entries,
             aliased=tuple(tuple(map(str, keys)) for keys in value["aliased"]),
             reference=Reference(Arch.from_json(reference["arch"]), _ms(reference["ms"], "ms")),
-            quality=Quality(**{**quality, "networks": int(quality["networks"])}),  # type: ignore[arg-type]
+            quality=_quality(value["quality"]),
+            quality_by_keys={str(k): _quality(q) for k, q in value["quality_by_keys"].items()},
+            pairs=tuple(map(_pair, value["pairs"])),
+            placement=add_up([value["placement"]]),
             created=str(value["created"]),
         )
+
+
+def _quality(value: Mapping[str, Any]) -> Quality:
+    numbers = {name: _finite(number, name) for name, number in value.items()}
+    return Quality(**{**numbers, "networks": int(numbers["networks"])})  # type: ignore[arg-type]
+
+
+def _pair(value: Mapping[str, Any]) -> PairCheck:
+    return PairCheck(
+        Block.parse(str(value["first"])).key,
+        Block.parse(str(value["second"])).key,
+        _finite(value["together_ms"], "together_ms"),
+        _finite(value["singly_ms"], "singly_ms"),
+        _finite(value["se_ms"], "se_ms"),
+    )
 
 
 def _finite(value: object, name: str) -> float:
@@ -206,8 +244,8 @@ def _finite(value: object, name: str) -> float:
 
 
 def _whole(value: object, name: str) -> int:
-    if type(value) is not int or value < 1:
-        raise ValueError(f"{name} is {value!r}, not a whole number above zero")
+    if type(value) is not int or not 1 <= value <= _MOST:
+        raise ValueError(f"{name} is not a whole number from 1 to {_MOST}")
     return value
 
 

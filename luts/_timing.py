@@ -11,8 +11,8 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,31 +37,33 @@ class Batch:
 
     samples_ms: dict[str, tuple[float, ...]]
     failed: dict[str, str]
+    placement: dict[str, dict[str, int]] = field(default_factory=dict)
+    """Of a runtime that chooses: processor -> operator -> how many, over all networks."""
 
     def ratio(self, artifact_id: str) -> float:
-        """Latency relative to the reference, paired round by round (Hodges-Lehmann of the logs)."""
-        difference = np.log(self.samples_ms[artifact_id]) - self._log_reference()
-        return float(np.exp(hodges_lehmann(difference)))
+        """Latency relative to the reference, paired round by round (Hodges-Lehmann of the logs).
+
+        Against each of the two in turn: the difference of two runs is symmetric where that of a run
+        and a mean of two is not, and slow outliers would make every ratio too small.
+        """
+        own = np.log(self.samples_ms[artifact_id])
+        each = [hodges_lehmann(own - np.log(self.samples_ms[name])) for name in REFERENCES]
+        return float(np.exp(np.mean(each)))
 
     def reference_ms(self) -> float:
         """The median latency of the reference in this batch (ms)."""
-        return float(np.exp(np.median(self._log_reference())))
+        logs = [np.log(self.samples_ms[name]) for name in REFERENCES]
+        return float(np.exp(np.median(np.mean(logs, axis=0))))
 
     def a_to_a(self) -> float:
         """The relative difference between the two references; 0 but for what cannot be resolved."""
         first, second = (np.log(self.samples_ms[name]) for name in REFERENCES)
         return float(np.expm1(hodges_lehmann(first - second)))
 
-    def _log_reference(self) -> npt.NDArray[np.float64]:
-        mean: npt.NDArray[np.float64] = np.mean(
-            [np.log(self.samples_ms[name]) for name in REFERENCES], axis=0
-        )
-        return mean
-
     def to_json(self) -> dict[str, Any]:
         """The raw samples, in order."""
         samples = {name: list(values) for name, values in self.samples_ms.items()}
-        return {"samples_ms": samples, "failed": self.failed}
+        return {"samples_ms": samples, "failed": self.failed, "placement": self.placement}
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Batch:
@@ -69,7 +71,7 @@ class Batch:
         samples = {n: tuple(map(float, s)) for n, s in value["samples_ms"].items()}
         if not all(name in samples for name in REFERENCES):
             raise KeyError(REFERENCES[0])
-        return cls(samples, dict(value["failed"]))
+        return cls(samples, dict(value["failed"]), add_up([value["placement"]]))
 
 
 def hodges_lehmann(values: npt.NDArray[np.float64]) -> float:
@@ -106,14 +108,11 @@ def time_replicates(
                 failed[name] = str(error)
                 continue
             artifacts.append(Artifact(name, path))
-        environment = runtime.environment
-        return [
-            _batch(
-                agent.measure(artifacts, replace(p, environment={**p.environment, **environment})),
-                failed,
-            )
-            for p in plans
+        needs = [
+            replace(plan, environment=runtime.environment, timeout_s=runtime.timeout_s)
+            for plan in plans
         ]
+        return [_batch(agent.measure(artifacts, plan), failed) for plan in needs]
 
 
 def _clear_abandoned() -> None:
@@ -133,5 +132,17 @@ def _batch(measurements: Sequence[Measurement], not_exported: Mapping[str, str])
     for name in REFERENCES:
         if name in failed:
             raise DeviceError(f"the reference network could not be timed: {failed[name]}")
-    timed = (m for m in measurements if not m.error)
-    return Batch({m.artifact_id: tuple(round(s, 5) for s in m.samples_ms) for m in timed}, failed)
+    timed = [m for m in measurements if not m.error]
+    samples_ms = {m.artifact_id: tuple(round(s, 5) for s in m.samples_ms) for m in timed}
+    return Batch(samples_ms, failed, add_up([m.placement or {} for m in timed]))
+
+
+def add_up(placements: Iterable[Mapping[str, Mapping[str, int]]]) -> dict[str, dict[str, int]]:
+    """The sum of placements: processor -> operator -> how many."""
+    total: dict[str, dict[str, int]] = {}
+    for placement in placements:
+        for processor, operators in placement.items():
+            counts = total.setdefault(str(processor), {})
+            for operator, num in operators.items():
+                counts[operator] = counts.get(operator, 0) + int(num)
+    return total

@@ -14,6 +14,9 @@ from hwnas import __version__
 from hwnas.errors import ExportError, UsageError, unknown_name
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
     from hwnas.supernet import Network
 
 MAX_ERROR = 1e-4
@@ -39,6 +42,8 @@ class Deployment:
     precision: str
     preprocessing: Preprocessing
     class_names: tuple[str, ...] | None
+    calibration: npt.NDArray[np.float32] | None = None
+    """Network inputs [N, 3, S, S] that int8 ranges are taken from; ``None``: random ones."""
 
     @property
     def input_shape(self) -> tuple[int, int, int, int]:
@@ -86,7 +91,7 @@ class Format:
 
 
 FORMATS = {
-    "onnx": Format(".onnx", ("fp32",), "hwnas.profilers._onnx_export:write"),
+    "onnx": Format(".onnx", ("fp32", "fp16", "int8"), "hwnas.profilers._onnx_export:write"),
     "coreml": Format(".mlpackage", ("fp16", "fp32"), "hwnas.profilers._coreml_export:write"),
     "torch": Format(".pt2", ("fp32",), "hwnas.profilers._torch_export:write"),
 }
@@ -100,12 +105,14 @@ def export_network(
     preprocessing: Preprocessing,
     precision: str | None = None,
     class_names: tuple[str, ...] | None = None,
+    calibration: npt.NDArray[np.float32] | None = None,
 ) -> ExportReport:
     """Write ``network`` in evaluation mode to ``path``, for a batch of one image.
 
     The input, [1, 3, S, S], is called ``image`` and the output, [1, classes], ``logits`` where the
-    format has names. ``network`` stays as it is. What stood at ``path`` is replaced
-    once the new file has passed its check.
+    format has names. int8 takes its ranges from ``calibration``, network inputs [N, 3, S, S];
+    random ones are for random weights only. ``network`` stays as it is. What stood at ``path`` is
+    replaced once the new file has passed its check.
 
     Raises:
         UsageError: for an unknown format, a precision it lacks, a path that does not end in its
@@ -121,7 +128,7 @@ def export_network(
     write: Callable[[Network, Path, Deployment], dict[str, Any]]
     write = getattr(import_module(module), function)
     frozen = copy.deepcopy(network).cpu().eval().requires_grad_(False)
-    deployment = Deployment(precision, preprocessing, class_names)
+    deployment = Deployment(precision, preprocessing, class_names, calibration)
     num_classes = frozen(torch.zeros(deployment.input_shape)).shape[1]
     if class_names is not None and len(class_names) != num_classes:
         raise UsageError(f"{len(class_names)} class names for a network of {num_classes} classes")

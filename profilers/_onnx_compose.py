@@ -12,35 +12,13 @@ from dataclasses import dataclass, field
 
 import onnx
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from hwnas.errors import ExportError
 from hwnas.profilers._onnx_graph import OPSET, onnx_graph
+from hwnas.profilers._pieces import IMAGE, Modules, Shape, pieces
 from hwnas.spaces import Block
-from hwnas.supernet import Hybrid, build
-
-Shape = tuple[int, ...]
 
 _IR_VERSION = 8  # what belongs to opset 17
-_IMAGE = -1  # the source of a piece that reads the network's own input
-
-
-class _Enter(nn.Module):
-    def __init__(self, hybrid: Hybrid):
-        super().__init__()
-        self.hybrid = hybrid
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.hybrid.enter(x)
-
-
-class _Leave(nn.Module):
-    def __init__(self, hybrid: Hybrid):
-        super().__init__()
-        self.hybrid = hybrid
-
-    def forward(self, tokens: Tensor, x: Tensor) -> Tensor:
-        return self.hybrid.leave(tokens, x)
 
 
 @dataclass(frozen=True)
@@ -77,13 +55,12 @@ class _Pieces:
 
     def shape(self, position: int) -> Shape:
         """The shape of what the fragment at ``position`` puts out."""
-        return self.image_shape if position == _IMAGE else self.fragments[position].output_shape
+        return self.image_shape if position == IMAGE else self.fragments[position].output_shape
 
-    def add(self, fragment: _Fragment, *sources: int) -> int:
-        """Append ``fragment`` and return its position."""
+    def add(self, fragment: _Fragment, *sources: int) -> None:
+        """Append ``fragment``."""
         self.fragments.append(fragment)
         self.sources.append(sources)
-        return len(self.fragments) - 1
 
     def stitch(self) -> onnx.ModelProto:
         """One model, ``image`` to ``logits``; names and weights are each position's own."""
@@ -92,7 +69,7 @@ class _Pieces:
         graph = model.graph
         graph.name = "network"
         last = len(self.fragments) - 1
-        names = {_IMAGE: "image", **{i: f"{i}/out" for i in range(last)}, last: "logits"}
+        names = {IMAGE: "image", **{i: f"{i}/out" for i in range(last)}, last: "logits"}
         for position, (fragment, sources) in enumerate(
             zip(self.fragments, self.sources, strict=True)
         ):
@@ -130,9 +107,8 @@ class Composer:
     """
 
     def __init__(self, *, image_size: int, seed: int = 0):
+        self.module = Modules(seed)
         self._image_shape = (1, 3, image_size, image_size)
-        self._seed = seed
-        self._modules: dict[Block, nn.Module] = {}
         self._fragments: dict[tuple[Block, tuple[Shape, ...]], _Fragment] = {}
 
     def compose(self, blocks: Sequence[Block]) -> onnx.ModelProto:
@@ -140,51 +116,12 @@ class Composer:
 
         Raises ``ExportError`` naming the block that cannot take what comes before it.
         """
-        if not blocks:
-            raise ExportError("cannot compose a network of no blocks: give at least one")
-        pieces = _Pieces(self._image_shape)
-        x, entered = _IMAGE, None
-        for block in blocks:
-            if entered and block.kind != "vit_layer":
-                x, entered = self._add(pieces, entered[0], x, entered[1]), None
-            if block.kind == "hybrid":
-                entered = (block, x)
-            x = self._add(pieces, block, x)
-        if entered:
-            self._add(pieces, entered[0], x, entered[1])
-        return pieces.stitch()
-
-    def _add(self, pieces: _Pieces, block: Block, *sources: int) -> int:
-        shapes = tuple(pieces.shape(source) for source in sources)
-        if (block, shapes) not in self._fragments:
-            module = _part_of(self.module(block), len(sources))
-            what = f"{block.key} with input {' and '.join(map(str, shapes))}"
-            self._fragments[block, shapes] = _Fragment.of(module, shapes, what)
-        return pieces.add(self._fragments[block, shapes], *sources)
-
-    def module(self, block: Block) -> nn.Module:
-        """The module, in evaluation mode, whose weights every ``block`` of a model has."""
-        if block not in self._modules:
-            (module,) = build((block,), seed=self._seed).children()
-            _vary_vectors(module, self._seed)
-            self._modules[block] = module.eval()
-        return self._modules[block]
-
-
-def _part_of(module: nn.Module, num_inputs: int) -> nn.Module:
-    """The part of a block to export: of a hybrid what enters (1 input) or what leaves it (2)."""
-    if not isinstance(module, Hybrid):
-        return module
-    return _Enter(module) if num_inputs == 1 else _Leave(module)
-
-
-@torch.no_grad()
-def _vary_vectors(module: nn.Module, seed: int) -> None:
-    """Make biases and norms differ from 0 and 1, as in a trained network.
-
-    The exporter merges equal tensors, and a runtime may drop an addition of zeros.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    for parameter in module.parameters():
-        if parameter.ndim == 1:
-            parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.01)
+        joined = _Pieces(self._image_shape)
+        for block, sources in pieces(blocks):
+            shapes = tuple(joined.shape(source) for source in sources)
+            if (block, shapes) not in self._fragments:
+                module = self.module.part(block, len(sources))
+                what = f"{block.key} with input {' and '.join(map(str, shapes))}"
+                self._fragments[block, shapes] = _Fragment.of(module, shapes, what)
+            joined.add(self._fragments[block, shapes], *sources)
+        return joined.stitch()

@@ -15,7 +15,12 @@ from hwnas.spaces import Block
 if TYPE_CHECKING:
     from hwnas.supernet import Network
 
-RUNTIMES = {"onnxruntime": "hwnas.profilers.onnx_runtime:OnnxRuntime"}
+RUNTIMES = {
+    "coreml": "hwnas.profilers.coreml_runtime:CoreMLRuntime",
+    "onnxruntime": "hwnas.profilers.onnx_runtime:OnnxRuntime",
+    "torch": "hwnas.profilers.torch_runtime:TorchRuntime",
+    "tvm": "hwnas.profilers.tvm_runtime:TvmRuntime",
+}
 
 Run = Callable[[], float]
 """Runs a loaded network once, to its end, and gives how long that took (ms)."""
@@ -35,6 +40,8 @@ class Runtime(ABC):
     """
     environment: Mapping[str, str]
     """Variables that its worker process starts with; part of what a table was measured under."""
+    timeout_s: float = 60.0
+    """The longest that loading a network or running it once may take before it counts as hung."""
 
     def __init__(self, **chosen: str | int):
         self.chosen: dict[str, str | int] = {
@@ -64,6 +71,13 @@ class Runtime(ABC):
     @abstractmethod
     def load(self, path: Path, threads: int) -> Run:
         """Load an artifact, to run on a fixed input, outputs preallocated."""
+
+    def placement(self, path: Path) -> dict[str, dict[str, int]] | None:
+        """Where a loaded artifact's operators run: processor -> operator -> how many of them.
+
+        None for a runtime that leaves no choice of processor to itself.
+        """
+        return None
 
 
 def host_timed(run: Callable[[], object]) -> Run:

@@ -38,15 +38,19 @@ def run_job(job: dict[str, Any], runtime: Runtime, answers: TextIO) -> None:
     artifacts = list(job["artifacts"])
     order.shuffle(artifacts)  # memory placement follows the order of creation
     runs: dict[str, Run] = {}
+    placements: dict[str, dict[str, dict[str, int]] | None] = {}
     for artifact in artifacts:
         say(at=artifact["id"])
+        path = Path(artifact["path"])
         try:
-            runs[artifact["id"]] = runtime.load(Path(artifact["path"]), job["threads"])
+            run = runtime.load(path, job["threads"])
+            placements[artifact["id"]] = runtime.placement(path)
+            runs[artifact["id"]] = run
         except Exception as error:  # a runtime may raise anything; it is data here
             say(id=artifact["id"], error=f"{type(error).__name__}: {error}".splitlines()[0])
     samples = _time(runs, job, order, lambda name: say(at=name))
     for name, (warmup, timed) in samples.items():
-        say(id=name, warmup_ms=warmup, samples_ms=timed)
+        say(id=name, warmup_ms=warmup, samples_ms=timed, placement=placements[name])
 
 
 def _time(

@@ -44,17 +44,22 @@ class FakeRuntime(Runtime):
 
 
 class FakeAgent(Agent):
-    """Times by ``formula`` (ms a block), times a drift that all artifacts of a round share."""
+    """Times by ``formula`` (ms a block), times a drift that all artifacts of a round share.
+
+    ``extra`` (ms) is what a network takes beyond the sum of its blocks.
+    """
 
     def __init__(
         self,
         formula: Callable[[Block], float] = true_ms,
         *,
+        extra: Callable[[Sequence[Block]], float] = lambda blocks: 0.0,
         noise: float = 0.01,
         fails: Callable[[Sequence[Block]], bool] = lambda blocks: False,
         cpu: str = "fake",
     ) -> None:
-        self.formula, self.noise, self.fails, self.cpu = formula, noise, fails, cpu
+        self.formula, self.extra = formula, extra
+        self.noise, self.fails, self.cpu = noise, fails, cpu
         self.batches = 0
         self.closed = False
 
@@ -71,7 +76,7 @@ class FakeAgent(Agent):
             if self.fails(blocks):
                 measurements.append(Measurement(artifact.id, error="out of memory"))
                 continue
-            latency = sum(map(self.formula, blocks))
+            latency = sum(map(self.formula, blocks)) + self.extra(blocks)
             samples = tuple(latency * d * (1 + rng.gauss(0, self.noise)) for d in drift)
             measurements.append(Measurement(artifact.id, samples))
         return measurements

@@ -74,3 +74,10 @@ def test_json_that_cannot_be_read(tmp_path: Path) -> None:
         read_json(tmp_path, "latency table", TableError)
     write_json(tmp_path / "a" / "b.json", {"x": 1})
     assert json.loads((tmp_path / "a" / "b.json").read_text()) == {"x": 1}
+
+
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity"])
+def test_a_number_that_json_does_not_have_is_damage(tmp_path: Path, number: str) -> None:
+    (tmp_path / "t.json").write_text(f'{{"ms": {number}}}')
+    with pytest.raises(TableError, match=f"damaged or cut short.*{number} is not JSON"):
+        read_json(tmp_path / "t.json", "latency table", TableError)

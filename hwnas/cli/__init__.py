@@ -25,7 +25,7 @@ COMMANDS = {
     "profile": "Measure the latency table of a device.",
     "search": "Find the most accurate network within a latency and a parameter budget.",
     "export": "Write a network for ONNX Runtime, Core ML or PyTorch.",
-    "lut": "Show latency tables, and predict with them.",
+    "lut": "Show, check and compare latency tables, and predict with them.",
 }
 """The menu. ``hwnas NAME`` runs ``command`` of the module ``hwnas.cli.NAME``."""
 

@@ -14,9 +14,13 @@ from hwnas.profilers._export import check_request
 from hwnas.spaces import REFERENCE_IMAGE_SIZE, REFERENCE_NUM_CLASSES
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
     from hwnas.profilers import ExportReport
     from hwnas.supernet import Network
 
+_NUM_CALIBRATION_IMAGES = 64
 _IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 
 
@@ -30,8 +34,13 @@ _IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 )
 @click.option(
     "--precision",
-    type=click.Choice(["fp16", "fp32"]),
+    type=click.Choice(["fp32", "fp16", "int8"]),
     help="Of weights and arithmetic.  [default: fp16 for coreml, fp32 otherwise]",
+)
+@click.option(
+    "--calibration",
+    metavar="DIR|digits",
+    help="Images that int8 takes its ranges from: the data that DIR's winner was trained on.",
 )
 @click.option(
     "--space",
@@ -55,6 +64,7 @@ def command(
     format: str,
     out: Path | None,
     precision: str | None,
+    calibration: str | None,
     space: str | None,
     image_size: int | None,
     num_classes: int | None,
@@ -73,6 +83,13 @@ def command(
     stem = source / "winner" if is_folder else source.with_suffix("")
     path = out or stem.with_name(stem.name + FORMATS[format].suffix)
     check_request(format, precision, path)
+    if calibration is not None and precision != "int8":
+        raise UsageError("--calibration is for --precision int8")
+    if is_folder and precision == "int8" and calibration is None:
+        raise UsageError(
+            "int8 takes its ranges from images: give --calibration digits, or the folder of the "
+            "data that the winner was trained on"
+        )
     if is_folder:
         from hwnas.search._winner import load_winner
 
@@ -92,8 +109,21 @@ def command(
         precision=precision,
         preprocessing=preprocessing,
         class_names=class_names,
+        calibration=None if calibration is None else _images(calibration, preprocessing),
     )
     _print(report, as_json=as_json)
+
+
+def _images(spec: str, preprocessing: Preprocessing) -> npt.NDArray[np.float32]:
+    """Images [N, 3, S, S] of the data's training split, as the network takes them."""
+    from dataclasses import replace
+
+    from hwnas.train import load_data
+
+    data = load_data(spec, preprocessing.image_size)
+    data = replace(data, mean=preprocessing.mean, std=preprocessing.std)
+    images, _ = next(iter(data.batches("train", _NUM_CALIBRATION_IMAGES, shuffle_seed=0)))
+    return images.contiguous().numpy()
 
 
 def _random_network(path: Path, space_name: str | None, image_size: int, classes: int) -> Network:

@@ -70,6 +70,26 @@ def test_arch_file_has_random_weights_the_same_each_time(
     assert [d.dim_value for d in logits] == [1, 3]
 
 
+def test_int8_is_calibrated_with_the_data(hwnas: Run, arch_file: Path, tmp_path: Path) -> None:
+    base = ("export", arch_file, "--format", "onnx", *SMALL, "--precision", "int8")
+    assert hwnas(*base, "--out", "noise.onnx").exit_code == 0
+    result = hwnas(*base, "--out", "digits.onnx", "--calibration", "digits", "--json")
+    assert result.exit_code == 0
+    assert json.loads(result.stdout)["precision"] == "int8"
+    scales = {name: image_scale(tmp_path / f"{name}.onnx") for name in ("noise", "digits")}
+    pixels = [(0 - 0.485) / 0.229, (1 - 0.406) / 0.225]  # black in red, white in blue
+    assert scales["digits"] == pytest.approx((pixels[1] - pixels[0]) / 255, rel=0.02)
+    assert scales["noise"] > 1.4 * scales["digits"]
+
+
+def image_scale(path: Path) -> float:
+    """The step between two levels of the quantised input."""
+    graph = onnx.load(path).graph
+    (quantise,) = [node for node in graph.node if "image" in node.input]
+    (scale,) = [tensor for tensor in graph.initializer if tensor.name == quantise.input[1]]
+    return float(onnx.numpy_helper.to_array(scale))
+
+
 def test_arch_of_a_space_of_the_users_own(hwnas: Run, tmp_path: Path) -> None:
     own = SPACE.definition.replace('id = "autovit-xxs"', 'id = "mine"')
     (tmp_path / "mine.toml").write_text(own)
@@ -106,7 +126,9 @@ def test_coreml_says_that_nothing_was_predicted(
         (("net.json",), 2, "Missing option '--format'"),
         (("net.json", "--format", "onxx"), 2, "'onxx' is not one of 'onnx'"),
         (("net.json", "--format", "onnx", "--out", "a.pt2"), 2, "ends in .onnx; got a.pt2"),
-        (("net.json", "--format", "onnx", "--precision", "fp16"), 2, "onnx is written in fp32"),
+        (("net.json", "--format", "torch", "--precision", "int8"), 2, "torch is written in fp32"),
+        ((".", "--format", "onnx", "--precision", "int8"), 2, "give --calibration digits, or"),
+        (("net.json", "--format", "onnx", "--calibration", "digits"), 2, "for --precision int8"),
         (("net.json", "--format", "onnx", "--out", "dir.onnx", *SMALL), 1, "cannot write"),
         (("cut.json", "--format", "onnx"), 1, "cut.json is not a whole architecture"),
         (("stem.json", "--format", "onnx"), 1, "stem.json: the architecture lacks stage 'stem'"),

@@ -194,7 +194,7 @@ NOTHING: Callable[[Path], object] = lambda folder: None  # noqa: E731
         (lambda f: table_path(f).unlink(), (), 1, "measure one with `hwnas profile --device cpu"),
         (NOTHING, ("--lut", "none.json"), 1, "no latency table at none.json"),
         (lambda f: cut(table_path(f)), (), 1, "is not a whole latency table (damaged or cut"),
-        (lambda f: change_table(f, schema=2), (), 1, "has schema 2; this hwnas reads schema 1"),
+        (lambda f: change_table(f, schema=3), (), 1, "has schema 3; this hwnas reads schema 2"),
         (lambda f: change_table(f, space="x"), (), 1, "table is of space x, but tiny is asked"),
         (lambda f: change_table(f, image_size=32), (), 1, "of image size 32, but 16 is asked for"),
         (lambda f: change_table(f, num_classes=9), (), 1, "number of classes 9, but 10 is asked"),

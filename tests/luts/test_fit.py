@@ -5,7 +5,7 @@ import pytest
 from fakes import true_ms
 
 from hwnas.errors import TableError
-from hwnas.luts._design import Design, count_blocks
+from hwnas.luts._design import Design, count_blocks, keys_of
 from hwnas.luts._fit import Fit, aliased, fit_entries
 from hwnas.luts._timing import hodges_lehmann
 from hwnas.spaces import Block, load_space
@@ -17,8 +17,8 @@ NOISE = 0.02
 def timed() -> tuple[list[Block], np.ndarray, np.ndarray, np.ndarray]:
     """Blocks, counts [N, K], exact latencies [N] and batches [N] of 20 planned batches."""
     design = Design(load_space("autovit-xxs"), 64, 10, seed=0)
-    networks = [network for i in range(20) for network in design.batch(i)]
-    keys = sorted({block.key for network in networks for block in network})
+    networks = [design.blocks(v) for i in range(20) for v in design.planned(i)]
+    keys = keys_of(networks)
     blocks = [Block.parse(key) for key in keys]
     counts = count_blocks(networks, keys)
     return blocks, counts, counts @ np.array(list(map(true_ms, blocks))), np.repeat(range(20), 10)

@@ -9,7 +9,7 @@ import pytest
 from scipy.stats import kendalltau
 
 from hwnas.errors import TableError
-from hwnas.luts import Entry, LatencyTable, Reference, assess
+from hwnas.luts import Entry, LatencyTable, PairCheck, Reference, assess
 from hwnas.spaces import Arch, Block, load_space
 
 STEM = Block.of("conv", **{"in": 3, "out": 16, "kernel": 3, "stride": 2, "res": 32})
@@ -33,6 +33,10 @@ def table() -> LatencyTable:
         reference=Reference(Arch("autovit-xxs", (("stem", (("width", 16),)),)), 1.5),
         quality=assess(latency * 1.1, latency, latency),
         created="2026-01-01T00:00:00+00:00",
+        keys="paper",
+        placement={"cpu": {"softmax": 3}, "neural engine": {"conv": 9, "linear": 4}},
+        quality_by_keys={"full": assess(latency, latency, latency)},
+        pairs=(PairCheck(STEM.key, HEAD.key, 1.0, 0.9, 0.02),),
     )
 
 
@@ -45,7 +49,7 @@ def test_prediction_is_base_and_entries_with_its_interval(table: LatencyTable) -
     prediction = table.predict([STEM, HEAD, HEAD])
     assert prediction.predicted == pytest.approx(0.25 + 1.0 + 0.5 + 0.5)
     # Every held-out network took 1 / 1.1 of its prediction: off by 9.1% of the prediction.
-    half = 1.96 * (1 - 1 / 1.1) * 2.25
+    half = 2.02 * (1 - 1 / 1.1) * 2.25
     assert prediction.high - prediction.predicted == pytest.approx(half)
     assert prediction.predicted - prediction.low == pytest.approx(half)
 
@@ -92,7 +96,7 @@ def test_a_table_of_another_device_or_runtime_is_refused(table: LatencyTable) ->
 @pytest.mark.parametrize(
     ("damage", "match"),
     [
-        (lambda v: v.update(schema=99), "has schema 99; this hwnas reads schema 1"),
+        (lambda v: v.update(schema=99), "has schema 99; this hwnas reads schema 2"),
         (lambda v: v.pop("schema"), "is not a latency table"),
         (lambda v: v.pop("quality"), "lacks the field 'quality'"),
         (lambda v: v["quality"].pop("mape"), "damaged.*mape"),
@@ -101,6 +105,9 @@ def test_a_table_of_another_device_or_runtime_is_refused(table: LatencyTable) ->
         (lambda v: v["entries"][0].update(block="nonsense"), "unknown block kind 'nonsense'"),
         (lambda v: v["entries"].append(v["entries"][0]), "has two entries"),
         (lambda v: v.update(entries=[]), "has no entries"),
+        (lambda v: v.update(image_size=10**400), "image_size is not a whole number from 1 to"),
+        (lambda v: v["pairs"][0].update(first="nonsense"), "unknown block kind 'nonsense'"),
+        (lambda v: v["placement"].update(cpu=3), "damaged"),
         (lambda v: v.update(entries=3), "damaged"),
         (lambda v: v.update(device={"id": 3, "fingerprint": {}}), "an id and a fingerprint"),
         (lambda v: v.update(base_ms=None), "base_ms is None"),

@@ -4,7 +4,7 @@ import copy
 import io
 import warnings
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -85,18 +85,55 @@ def test_composed_model_is_the_network(space_name: str, seed: int, image_size: i
     np.testing.assert_allclose(run(model.SerializeToString(), image_size), expected, atol=1e-5)
 
 
-def test_runtime_optimises_it_to_the_graph_of_a_whole_export(tmp_path: Path) -> None:
-    blocks = drawn_blocks("autovit-xxs", 3)
+def whole(network: tuple[Block, ...], rng: np.random.Generator) -> tuple[Block, ...]:
+    return network
+
+
+def thinned(network: tuple[Block, ...], rng: np.random.Generator) -> tuple[Block, ...]:
+    """Without about half of the blocks that keep their input's shape."""
+    keeps = [
+        b.kind == "vit_layer" or (b.kind == "mbconv" and b["in"] == b["out"] and b["stride"] == 1)
+        for b in network
+    ]
+    gone = np.array(keeps) & (rng.random(len(network)) < 0.5)
+    assert gone.any()
+    return tuple(b for b, out in zip(network, gone, strict=True) if not out)
+
+
+def emptied(network: tuple[Block, ...], rng: np.random.Generator) -> tuple[Block, ...]:
+    """Without any transformer layer: tokens enter and leave."""
+    return tuple(b for b in network if b.kind != "vit_layer")
+
+
+def cut_in_a_stage(network: tuple[Block, ...], rng: np.random.Generator) -> tuple[Block, ...]:
+    """Up to the first transformer layer."""
+    return network[: [b.kind for b in network].index("vit_layer") + 1]
+
+
+def cut_anywhere(network: tuple[Block, ...], rng: np.random.Generator) -> tuple[Block, ...]:
+    return network[: int(rng.integers(2, len(network) - 1))]
+
+
+@pytest.mark.parametrize("change", [whole, thinned, emptied, cut_in_a_stage, cut_anywhere])
+@pytest.mark.parametrize("space_name", ["autovit-xxs", "autovit-s"])
+def test_composed_model_is_the_whole_export(
+    tmp_path: Path,
+    space_name: str,
+    change: Callable[[tuple[Block, ...], np.random.Generator], tuple[Block, ...]],
+) -> None:
+    blocks = change(drawn_blocks(space_name, 3), np.random.default_rng(0))
     composer = Composer(image_size=SIZE)
     network = network_of(composer, blocks)
-    counts = []
+    numbers, counts = [], []
     for name, model in {
         "whole": exported_whole(network, SIZE),
         "composed": composer.compose(blocks).SerializeToString(),
     }.items():
         optimized = tmp_path / f"{name}.onnx"
-        run(model, SIZE, optimized)
+        numbers.append(run(model, SIZE, optimized))
         counts.append(Counter(node.op_type for node in onnx.load(optimized).graph.node))
+    assert numbers[0].std() > 1e-3
+    np.testing.assert_allclose(numbers[1], numbers[0], rtol=1e-5, atol=1e-5)
     assert counts[0] == counts[1]
     assert counts[0]["Conv"] == sum(isinstance(m, nn.Conv2d) for m in network.modules())
 

@@ -82,6 +82,47 @@ def test_onnx_file_states_its_opset_and_preprocessing(network: Network, tmp_path
     check_metadata({prop.key: prop.value for prop in model.metadata_props})
 
 
+@pytest.mark.parametrize(("precision", "limit"), [("fp16", 0.02), ("int8", 0.5)])
+def test_onnx_file_in_fewer_bits(
+    network: Network, image: torch.Tensor, tmp_path: Path, precision: str, limit: float
+) -> None:
+    path = tmp_path / "net.onnx"
+    report = export_network(
+        network, path, format="onnx", preprocessing=PREPROCESSING, precision=precision
+    )
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    (found,) = session.run(["logits"], {"image": image.numpy()})
+    expected = logits(network, image)
+    assert 0 < np.abs(found - expected).max() < limit * expected.std()
+    assert report.detail["max_abs_error"] > 0
+    assert report.detail["precision"] == precision
+    model = onnx.load(path)
+    bits = onnx.TensorProto.FLOAT16 if precision == "fp16" else onnx.TensorProto.INT8
+    assert bits in {tensor.data_type for tensor in model.graph.initializer}
+    found_props = {prop.key: prop.value for prop in model.metadata_props}
+    assert json.loads(found_props["hwnas.image_size"]) == SIZE
+
+
+@pytest.mark.parametrize("brightness", [0.5, 50.0])
+def test_int8_ranges_are_those_of_the_images_given(
+    network: Network, tmp_path: Path, brightness: float
+) -> None:
+    path = tmp_path / "net.onnx"
+    images = np.full((2, 3, SIZE, SIZE), brightness, dtype=np.float32)
+    export_network(
+        network,
+        path,
+        format="onnx",
+        preprocessing=PREPROCESSING,
+        precision="int8",
+        calibration=images,
+    )
+    graph = onnx.load(path).graph
+    (quantise,) = [node for node in graph.node if "image" in node.input]
+    (scale,) = [tensor for tensor in graph.initializer if tensor.name == quantise.input[1]]
+    assert float(onnx.numpy_helper.to_array(scale)) == pytest.approx(brightness / 255, rel=1e-3)
+
+
 def check_metadata(found: Mapping[str, str]) -> None:
     assert json.loads(found["hwnas.mean"]) == [0.5, 0.25, 0.125]
     assert json.loads(found["hwnas.std"]) == [0.2, 0.3, 0.4]
@@ -298,7 +339,11 @@ def test_coreml_predictions_are_compared(
     ("path", "options", "message"),
     [
         ("net.onnx", {"format": "onxx"}, "unknown format 'onxx': did you mean 'onnx'"),
-        ("net.onnx", {"format": "onnx", "precision": "fp16"}, "onnx is written in fp32; got"),
+        (
+            "net.onnx",
+            {"format": "onnx", "precision": "fp8"},
+            "onnx is written in fp32 or fp16 or int8; got",
+        ),
         ("net.mlpackage", {"format": "coreml", "precision": "fp8"}, "in fp16 or fp32; got"),
         ("net.pt2", {"format": "onnx"}, r"ends in \.onnx; got net\.pt2"),
         (

@@ -136,8 +136,8 @@ def test_the_winner_is_within_the_budgets_and_says_all_about_itself(
     latency_ms, expected_ms = winner["latency_ms"], sum(map(true_ms, blocks))
     assert latency_ms["budget"] == middling_ms
     assert latency_ms["predicted"] == pytest.approx(expected_ms)
-    assert latency_ms["low"] == pytest.approx(expected_ms * (1 - 1.96 * 0.02))
-    assert latency_ms["high"] == pytest.approx(expected_ms * (1 + 1.96 * 0.02))
+    assert latency_ms["low"] == pytest.approx(expected_ms * (1 - 2.02 * 0.02))
+    assert latency_ms["high"] == pytest.approx(expected_ms * (1 + 2.02 * 0.02))
     assert latency_ms["measured"] == pytest.approx(expected_ms, rel=1e-3)
     assert latency_ms["measured"] <= middling_ms
     assert winner["device"] == {"id": "cpu", "fingerprint": {"cpu": "fake", "cores": 2}}
