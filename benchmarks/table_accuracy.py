@@ -24,7 +24,6 @@ os.environ["OMP_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = "1"  # befo
 
 import argparse
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -42,7 +41,7 @@ from hwnas.luts import BATCH_SIZE, Design, assess, time_replicates
 from hwnas.luts._design import Variant
 from hwnas.luts._measurements import Record
 from hwnas.profilers import Runtime, load_runtime
-from hwnas.spaces import load_space
+from hwnas.spaces import Block, load_space
 
 Row = dict[str, Any]
 COLUMNS = (
@@ -102,12 +101,12 @@ class Bench:
     def _share(self, name: str, limits: Mapping[str, float]) -> float:
         if name == "held-out":
             return len(self.records[name]) / (2 * NUM_HELD_OUT // BATCH_SIZE)
-        return sum(r.elapsed_s for r in self.records[name]) / limits[name]
+        return sum(r.batch.device_s for r in self.records[name]) / limits[name]
 
     def _done(self, name: str, limits: Mapping[str, float]) -> bool:
         if name == "held-out":
             return self._share(name, limits) >= 1
-        longest_s = max((r.elapsed_s for r in self.records[name]), default=0.0)
+        longest_s = max((r.batch.device_s for r in self.records[name]), default=0.0)
         return self._share(name, limits) + longest_s / limits[name] > 1
 
     def _logged(self) -> list[tuple[str, Record]]:
@@ -116,8 +115,7 @@ class Bench:
         return read_lines(self.log, lambda value: (value["stream"], Record.from_json(value)))
 
     def _time(self, name: str) -> None:
-        start, simulated_s = time.monotonic(), getattr(self.agent, "device_s", 0.0)
-        records = self.records[name]
+        records, simulated_s = self.records[name], getattr(self.agent, "device_s", 0.0)
         task, variants = STREAMS[name](self.design, records)
         networks = [(f"{task}/{i}", self.design.blocks(v)) for i, v in enumerate(variants)]
         seed = 7919 * len(records) + 101 * list(STREAMS).index(name)
@@ -129,13 +127,12 @@ class Bench:
             [replace(self.plan, seed=seed)],
             image_size=self.design.image_size,
         )
-        elapsed_s = time.monotonic() - start
         if isinstance(self.agent, SimulatedDevice):
-            elapsed_s = self.agent.device_s - simulated_s
-        records.append(Record(task, tuple(variants), batch, elapsed_s))
+            batch = replace(batch, device_s=self.agent.device_s - simulated_s)
+        records.append(Record(task, tuple(variants), batch))
         if self.log is not None:
             append_line(self.log, {"stream": name, **records[-1].to_json()})
-            print(f"{self.setting}: {task}, {elapsed_s:.1f} s", file=sys.stderr)
+            print(f"{self.setting}: {task}, {batch.device_s:.1f} s", file=sys.stderr)
 
     def _judge(self, method: Method, budget_s: float) -> Row:
         records = _until(self.records[method.stream], budget_s)
@@ -148,7 +145,7 @@ class Bench:
             "setting": self.setting,
             "method": method.name,
             "timings": sum(len(r.variants) for r in records),
-            "device_s": round(sum(r.elapsed_s for r in records), 1),
+            "device_s": round(sum(r.batch.device_s for r in records), 1),
             "entry_rmse_ms": self._entry_rmse_ms(found),
             "mape": quality.mape,
             "within_5pct": quality.within_5pct,
@@ -178,8 +175,6 @@ class Bench:
         """Against the truth; the fixed cost of a run is not held against the stem it falls to."""
         if found.entries_ms is None or not isinstance(self.agent, SimulatedDevice):
             return None
-        from hwnas.spaces import Block
-
         errors = [
             ms - self.agent.block_ms(Block.parse(key))
             for key, ms in found.entries_ms.items()
@@ -192,7 +187,7 @@ def _until(records: Sequence[Record], budget_s: float) -> list[Record]:
     """The records that fit into the budget."""
     spent, kept = 0.0, []
     for record in records:
-        spent += record.elapsed_s
+        spent += record.batch.device_s
         if spent > budget_s:
             break
         kept.append(record)

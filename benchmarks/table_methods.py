@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -137,9 +138,11 @@ def one_at_a_time(task: Task) -> Predicted:
             for name in names
         ]
         for i in range(0, len(ms), 2):
-            without = record.variants[i]
-            added = task.design.blocks(Variant(without.codes))[without.removed[0]]
-            found.setdefault(added.key, []).append(ms[i + 1] - ms[i])
+            without, with_it = record.variants[i : i + 2]
+            added = set(without.removed) - set(with_it.removed)
+            position = min(added, default=0)  # of the stem, that stands for itself
+            key = task.design.blocks(Variant(without.codes))[position].key
+            found.setdefault(key, []).append(ms[i + 1] - (ms[i] if added else 0.0))
     return _summed(task, {key: float(np.nanmean(v)) for key, v in found.items()})
 
 
@@ -184,12 +187,9 @@ def mlp(task: Task) -> Predicted:
         hidden_layer_sizes=(400, 400, 400), alpha=1e-2, max_iter=200, tol=0.0, random_state=0
     )
     model.n_iter_no_change = model.max_iter
-    with np.errstate(all="ignore"):
-        import warnings
-
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that it ran all its epochs
-            model.fit(inputs, (latency - mean) / sd)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that it ran all its epochs
+        model.fit(inputs, (latency - mean) / sd)
     held_out = np.array([v.codes for v in task.held_out]) / top
     return Predicted(mean + sd * model.predict(held_out))
 

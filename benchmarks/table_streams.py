@@ -34,7 +34,8 @@ def singly(design: Design, records: Sequence[Record]) -> Batch:
     """Each block in turn: a network without it, and with it.
 
     One that keeps the shape is taken out of a member; another ends a member that is cut behind it,
-    and is missing where it is cut before it.
+    and is missing where it is cut before it. The stem, without which there is nothing, is timed
+    twice by itself.
     """
     variants: list[Variant] = []
     start = len(records) * BATCH_SIZE // 2
@@ -45,7 +46,8 @@ def singly(design: Design, records: Sequence[Record]) -> Batch:
         if keeps_shape(blocks[position]):
             variants += [Variant(member.codes, (position,)), member]
         else:
-            variants += [Variant(member.codes, (position, *behind)), Variant(member.codes, behind)]
+            before = (position, *behind) if position else behind
+            variants += [Variant(member.codes, before), Variant(member.codes, behind)]
     return f"singly/{len(records)}", variants
 
 

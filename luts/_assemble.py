@@ -112,7 +112,7 @@ def _method(plan: Plan, fit: Fit, num_networks: int, records: Sequence[Record]) 
         "rounds": plan.rounds,
         "warmup_rounds": plan.warmup_rounds,
         "seed": plan.seed,
-        "elapsed_s": round(sum(record.elapsed_s for record in records), 1),
+        "device_s": round(sum(record.batch.device_s for record in records), 1),
         "network_noise": fit.noise,
         "batch_sd": fit.batch_sd,
         "entry_tau": fit.tau,

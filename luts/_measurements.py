@@ -29,19 +29,17 @@ class Record:
     variants: tuple[Variant, ...]
     """Network i of the batch is called ``TASK/i``."""
     batch: Batch
-    elapsed_s: float
 
     def to_json(self) -> dict[str, Any]:
         """The fields, and the raw samples in order."""
         networks = [variant.to_json() for variant in self.variants]
-        head = {"task": self.task, "elapsed_s": self.elapsed_s, "networks": networks}
-        return {**head, **self.batch.to_json()}
+        return {"task": self.task, "networks": networks, **self.batch.to_json()}
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Record:
         """Read what ``to_json`` wrote."""
         variants = tuple(map(Variant.from_json, value["networks"]))
-        return cls(str(value["task"]), variants, Batch.from_json(value), float(value["elapsed_s"]))
+        return cls(str(value["task"]), variants, Batch.from_json(value))
 
 
 def measurements_path(table_path: Path) -> Path:

@@ -90,6 +90,7 @@ def profile(
 ) -> LatencyTable:
     """Measure until the time budget is spent or the entries are known; fit, judge, write the table.
 
+    The budget is device time: what exporting takes (or tuning, whose result is kept) comes on top.
     With ``target_se_ms`` measuring ends when no entry has a greater standard error. ``keys`` is
     ``full`` (an entry a block) or a coarser keying of the same timings. Each batch is on disk
     before the next begins; what is there already, from a run that was killed, had a smaller budget
@@ -107,7 +108,6 @@ def profile(
                 table = assemble(design, conditions.plan, key, records, keys, stopped)
                 table.write(table_path)
                 return table
-            start = clock()
             number, task, variants = next_batch(design, records)
             networks = [(f"{task.name}/{i}", design.blocks(v)) for i, v in enumerate(variants)]
             plan = conditions.plan
@@ -118,10 +118,10 @@ def profile(
                 design.blocks(design.reference()),
                 [replace(plan, seed=plan.seed * _PLAN_SEED_STRIDE + number)],
                 image_size=conditions.image_size,
+                clock=clock,
             )
-            record = Record(task.name, tuple(variants), batch, clock() - start)
-            measurements.add(record)
-            spent_s = sum(r.elapsed_s for r in records) + record.elapsed_s
+            measurements.add(Record(task.name, tuple(variants), batch))
+            spent_s = sum(r.batch.device_s for r in records) + batch.device_s
             progress(
                 f"batch {len(records) + 1}: {task.role}, {spent_s:.0f} of {time_budget_s:.0f} s, "
                 f"reference {batch.reference_ms():.3f} ms"
@@ -179,8 +179,8 @@ def _why_stop(
 
     Raises ``TableError`` where the time ends before there is enough to judge a table by.
     """
-    spent_s = sum(record.elapsed_s for record in records)
-    longest_s = max((record.elapsed_s for record in records), default=0.0)
+    spent_s = sum(record.batch.device_s for record in records)
+    longest_s = max((record.batch.device_s for record in records), default=0.0)
     needed = {task.name for task in _needed()}
     enough = needed <= {record.task for record in records}
     if enough and target_se_ms is not None and largest_se_ms(design, records) <= target_se_ms:

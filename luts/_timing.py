@@ -11,7 +11,8 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,6 +38,8 @@ class Batch:
 
     samples_ms: dict[str, tuple[float, ...]]
     failed: dict[str, str]
+    device_s: float = 0.0
+    """How long the device was in use."""
     placement: dict[str, dict[str, int]] = field(default_factory=dict)
     """Of a runtime that chooses: processor -> operator -> how many, over all networks."""
 
@@ -63,7 +66,12 @@ class Batch:
     def to_json(self) -> dict[str, Any]:
         """The raw samples, in order."""
         samples = {name: list(values) for name, values in self.samples_ms.items()}
-        return {"samples_ms": samples, "failed": self.failed, "placement": self.placement}
+        return {
+            "device_s": self.device_s,
+            "samples_ms": samples,
+            "failed": self.failed,
+            "placement": self.placement,
+        }
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Batch:
@@ -71,7 +79,8 @@ class Batch:
         samples = {n: tuple(map(float, s)) for n, s in value["samples_ms"].items()}
         if not all(name in samples for name in REFERENCES):
             raise KeyError(REFERENCES[0])
-        return cls(samples, dict(value["failed"]), add_up([value["placement"]]))
+        device_s, placement = float(value["device_s"]), add_up([value["placement"]])
+        return cls(samples, dict(value["failed"]), device_s, placement)
 
 
 def hodges_lehmann(values: npt.NDArray[np.float64]) -> float:
@@ -88,6 +97,7 @@ def time_replicates(
     plans: Sequence[Plan],
     *,
     image_size: int,
+    clock: Callable[[], float] = time.monotonic,
 ) -> list[Batch]:
     """Export ``networks`` (id, network) and time them beside ``reference``, once for each plan.
 
@@ -112,7 +122,12 @@ def time_replicates(
             replace(plan, environment=runtime.environment, timeout_s=runtime.timeout_s)
             for plan in plans
         ]
-        return [_batch(agent.measure(artifacts, plan), failed) for plan in needs]
+        batches = []
+        for plan in needs:
+            start = clock()
+            measurements = agent.measure(artifacts, plan)
+            batches.append(_batch(measurements, failed, clock() - start))
+        return batches
 
 
 def _clear_abandoned() -> None:
@@ -127,14 +142,16 @@ def _clear_abandoned() -> None:
             continue  # not of ours
 
 
-def _batch(measurements: Sequence[Measurement], not_exported: Mapping[str, str]) -> Batch:
+def _batch(
+    measurements: Sequence[Measurement], not_exported: Mapping[str, str], device_s: float
+) -> Batch:
     failed = {**not_exported, **{m.artifact_id: m.error for m in measurements if m.error}}
     for name in REFERENCES:
         if name in failed:
             raise DeviceError(f"the reference network could not be timed: {failed[name]}")
     timed = [m for m in measurements if not m.error]
     samples_ms = {m.artifact_id: tuple(round(s, 5) for s in m.samples_ms) for m in timed}
-    return Batch(samples_ms, failed, add_up([m.placement or {} for m in timed]))
+    return Batch(samples_ms, failed, device_s, add_up([m.placement or {} for m in timed]))
 
 
 def add_up(placements: Iterable[Mapping[str, Mapping[str, int]]]) -> dict[str, dict[str, int]]:

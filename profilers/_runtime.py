@@ -40,6 +40,8 @@ class Runtime(ABC):
     """
     environment: Mapping[str, str]
     """Variables that its worker process starts with; part of what a table was measured under."""
+    workspace: Path = Path("hwnas-runs")
+    """Folder where a runtime that tunes keeps what it has found, for all networks and tables."""
     timeout_s: float = 60.0
     """The longest that loading a network or running it once may take before it counts as hung."""
 

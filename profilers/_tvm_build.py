@@ -28,7 +28,7 @@ def main() -> None:
 
 
 def import_tvm() -> Any:
-    """Import TVM, which imports torch where it can: 3 s of 4, and nothing here needs it."""
+    """Import TVM without torch, which it imports where it can: 0.6 s instead of 3.3 s."""
     without_torch = "torch" not in sys.modules
     if without_torch:
         sys.modules["torch"] = None  # type: ignore[assignment]  # to import it now fails

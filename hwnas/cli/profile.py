@@ -106,6 +106,7 @@ def command(
         return
     with open_agent(description) as agent:
         backend = load_runtime(full_spec(runtime or description.runtime, precision=precision))
+        backend.workspace = workspace.root
         path = out or workspace.table_path(description.id, backend.spec, loaded.id, size, classes)
         click.echo(f"Profiling at {size}x{size} pixels and {classes} classes ({why}).", err=True)
         how = Plan(backend.spec, rounds=rounds, threads=threads, seed=seed)

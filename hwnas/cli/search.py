@@ -81,6 +81,7 @@ def command(
     description = load_device(device)
     with open_agent(description) as agent:
         backend = load_runtime(full_spec(runtime or description.runtime, precision=precision))
+        backend.workspace = workspace.root
         if supernet is None:
             supernet = supernet_for(space_for(space, params), workspace, space)
         run = load_run(supernet)

@@ -105,7 +105,7 @@ def inductor_cache(tmp_path_factory: pytest.TempPathFactory) -> Any:
 def tvm_workspace(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """What TVM compiles is kept here, so that each kernel is compiled once."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("HWNAS_WORKSPACE", str(tmp_path_factory.mktemp("workspace")))
+        patch.setattr(Runtime, "workspace", tmp_path_factory.mktemp("workspace"))
         yield
 
 

@@ -17,7 +17,7 @@ import torch
 
 from hwnas.devices import Artifact, LocalAgent, Plan
 from hwnas.errors import DeviceError, ExportError
-from hwnas.profilers import tvm_runtime
+from hwnas.profilers import Runtime, tvm_runtime
 from hwnas.profilers._tvm_build import import_tvm
 from hwnas.profilers.onnx_runtime import OnnxRuntime
 from hwnas.profilers.tvm_runtime import TvmRuntime
@@ -37,7 +37,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Kernels are compiled here, once for all tests."""
     with pytest.MonkeyPatch.context() as patch:
         folder = tmp_path_factory.mktemp("workspace")
-        patch.setenv("HWNAS_WORKSPACE", str(folder))
+        patch.setattr(Runtime, "workspace", folder)
         yield folder
 
 

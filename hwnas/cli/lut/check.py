@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from hwnas.cli._output import print_json, print_table, print_wrapped
+from hwnas.cli._workspace import Workspace, workspace_option
 from hwnas.errors import DeviceError, TableError, UsageError
 
 _NOISY = 2.0  # times the noise there was when the table was made: too much to condemn it
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 @click.option("--no-timing", is_flag=True, help="Read the table only; time nothing.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, help="Which networks are timed.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead.")
+@workspace_option
 def command(
     table: Path,
     *,
@@ -32,6 +34,7 @@ def command(
     no_timing: bool,
     seed: int,
     as_json: bool,
+    workspace: Workspace,
 ) -> None:
     """Check TABLE: its schema, whether it covers the space, and whether it still holds.
 
@@ -47,7 +50,7 @@ def command(
     covered, counts = coverage(read, loaded), count_entries(read)
     if not as_json:
         _show_read(table, read, covered, counts)
-    timing = None if no_timing else _retime(read, loaded, device, seed)
+    timing = None if no_timing else _retime(read, loaded, device, seed, workspace)
     if as_json:
         print_json(_to_json(table, read, covered, counts, timing))
     elif timing is not None:
@@ -79,7 +82,9 @@ def _judge(timing: Retiming, table: LatencyTable) -> None:
         )
 
 
-def _retime(table: LatencyTable, space: Space, device: str | None, seed: int) -> Retiming:
+def _retime(
+    table: LatencyTable, space: Space, device: str | None, seed: int, workspace: Workspace
+) -> Retiming:
     from hwnas.devices import load_device, open_agent
     from hwnas.luts import retime, table_runtime
 
@@ -87,6 +92,7 @@ def _retime(table: LatencyTable, space: Space, device: str | None, seed: int) ->
     if description.id != table.device["id"]:
         raise UsageError(f"the table is of device {table.device['id']}, not of {description.id}")
     runtime = table_runtime(table)
+    runtime.workspace = workspace.root
     with open_agent(description) as agent:
         click.echo("Timing 10 networks beside the reference, in three processes …", err=True)
         return retime(table, space, agent, runtime, seed=seed)
