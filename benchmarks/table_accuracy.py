@@ -215,10 +215,10 @@ def _mean(values: Sequence[Any]) -> Any:
 
 def print_rows(rows: Sequence[Row]) -> None:
     """A table; what a method has not is a dash."""
-    print(f"{'setting':<10}{'method':<25}" + "".join(f"{n:>14}" for n, _ in COLUMNS))
+    print(f"{'setting':<13}{'method':<25}" + "".join(f"{n:>14}" for n, _ in COLUMNS))
     for row in rows:
         cells = ("-" if row[n] is None else f.format(row[n]) for n, f in COLUMNS)
-        print(f"{row['setting']:<10}{row['method']:<25}" + "".join(f"{c:>14}" for c in cells))
+        print(f"{row['setting']:<13}{row['method']:<25}" + "".join(f"{c:>14}" for c in cells))
 
 
 def main() -> None:

@@ -87,13 +87,19 @@ class Design:
     def pairs(self, index: int) -> list[Variant]:
         """Networks that tell whether two adjacent blocks cost together what they cost singly.
 
-        A member without any block that can be taken out, then with two adjacent ones of these put
-        back: the first alone, the second alone, both; so for up to three pairs.
+        A member without the blocks that can be taken out, but for the first layer of a transformer
+        stage, then with two adjacent ones of these put back: the first alone, the second alone,
+        both; so for up to three pairs. (Members have at least two layers in a stage, and the first
+        to enter an empty one was seen to cost more than any that follows.)
         """
         rng = np.random.default_rng([self.seed, 5, index])
         codes = self._sample(1, rng)[0]
         network = self.blocks(Variant(codes))
-        removable = [i for i, block in enumerate(network) if keeps_shape(block)]
+        removable = [
+            i
+            for i, block in enumerate(network)
+            if keeps_shape(block) and network[i - 1].kind != "hybrid"
+        ]
         adjacent = [i for i in removable if i + 1 in removable]
         rng.shuffle(adjacent)
         # Pairs of different kinds and places first: one of each set of equal layers.

@@ -142,6 +142,8 @@ def test_a_batch_of_pairs_puts_two_adjacent_blocks_back_singly_and_together(
         bare, *others = design.pairs(index)
         assert len(others) in (3, 6, 9)
         network = design.blocks(Variant(bare.codes))
+        kinds = [block.kind for block in design.blocks(bare)]
+        assert all(kinds[i + 1] == "vit_layer" for i, k in enumerate(kinds) if k == "hybrid")
         for first, second, both in zip(others[::3], others[1::3], others[2::3], strict=True):
             (a,), (b,) = (set(bare.removed) - set(v.removed) for v in (first, second))
             assert b == a + 1
