@@ -89,17 +89,16 @@ class Design:
 
         A member without the blocks that can be taken out, but for the first layer of a transformer
         stage, then with two adjacent ones of these put back: the first alone, the second alone,
-        both; so for up to three pairs. (Members have at least two layers in a stage, and the first
-        to enter an empty one was seen to cost more than any that follows.)
+        both; so for up to three pairs. (The first layer to enter an empty stage was seen to cost
+        more than any that follows; it is taken out, too, where no two others are adjacent.)
         """
         rng = np.random.default_rng([self.seed, 5, index])
         codes = self._sample(1, rng)[0]
         network = self.blocks(Variant(codes))
-        removable = [
-            i
-            for i, block in enumerate(network)
-            if keeps_shape(block) and network[i - 1].kind != "hybrid"
-        ]
+        every = [i for i, block in enumerate(network) if keeps_shape(block)]
+        removable = [i for i in every if network[i - 1].kind != "hybrid"]
+        if not any(i + 1 in removable for i in removable):
+            removable = every
         adjacent = [i for i in removable if i + 1 in removable]
         rng.shuffle(adjacent)
         # Pairs of different kinds and places first: one of each set of equal layers.
