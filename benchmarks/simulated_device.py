@@ -51,7 +51,7 @@ class SimulatedDevice(Agent):
     def network_ms(self, blocks: Sequence[Block]) -> float:
         """What a network costs; a lone block that could not read an image, in a model of its own.
 
-        The factor of a lone block, 0.8 to 1.5, is what was measured: see the rows of the CPU.
+        The factor of a lone block, 0.8 to 1.5, is an assumption.
         """
         if len(blocks) == 1 and blocks[0].kind != "conv":
             return _RUN_MS + self._factor(f"alone {blocks[0].key}", 0.8, 1.5) * self.block_ms(
