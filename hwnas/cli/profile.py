@@ -28,7 +28,10 @@ _MOST_OPERATORS = 4
 @click.option("--space", default="autovit-xxs", help="A space of `hwnas spaces`, or FILE.toml.")
 @runtime_options
 @click.option(
-    "--time-budget", type=DURATION, default="10m", help="How long to measure, such as 90s or 10m."
+    "--time-budget",
+    type=DURATION,
+    default="10m",
+    help="How long to time on the device, such as 90s or 10m; exporting comes on top.",
 )
 @click.option(
     "--target-se",
